@@ -1,0 +1,37 @@
+# Two commands serve a fresh machine: `make demo` and `make test`. Each sets up what it needs.
+VENV := .venv
+PY := $(VENV)/bin/python
+SETUP := build/.setup
+export FLWR_TELEMETRY_ENABLED = 0
+export FLWR_DISABLE_UPDATE_CHECK = 1
+
+.PHONY: demo test check bench setup lint clean
+.DEFAULT_GOAL := demo
+
+demo: setup
+	$(PY) -m provisioning.demo $(ARGS)
+
+test: setup lint
+	$(PY) -m pytest
+
+# The quick part: lint, types, floors, unit tests and attacks, within two minutes.
+check: setup lint
+	$(PY) -m pytest -m "not slow" tests/unit tests/attacks tests/contract
+
+lint: setup
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/mypy
+
+bench: setup
+	$(PY) -m tests.bench $(ROWS)
+
+setup: $(SETUP)
+
+$(SETUP): pyproject.toml constraints.txt packaging/debian-packages.txt packaging/setup.sh
+	packaging/setup.sh $(VENV)
+	mkdir -p build && touch $@
+
+clean:
+	rm -rf build $(VENV)

@@ -1,0 +1,1 @@
+"""TPM evidence as pure values: parsing, credential activation, appraisal."""

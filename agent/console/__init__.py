@@ -1,0 +1,1 @@
+"""The page on which a hospital sees and steers its box."""

@@ -1,0 +1,1 @@
+"""Errors, ids, clock, configuration: what every room stands on."""

@@ -1,0 +1,140 @@
+"""What a node and a coordinator say to each other: one frame a message.
+
+A frame is a small CBOR header (RFC 8949, a map with text keys) followed by one flat binary payload, so that a vector of
+millions of numbers is neither copied nor parsed:
+
+    b"SEH1" | u32be header length | header | payload
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+
+import cbor2
+
+from agent.core.errors import PeerProtocolError
+
+MAGIC = b"SEH1"
+MAX_HEADER_BYTES = 4 << 20
+MAX_PAYLOAD_BYTES = 1 << 30
+_PREFIX = struct.Struct(">4sI")
+
+
+class Stage(StrEnum):
+    """What a message asks of a node; the reply carries the same stage."""
+
+    OPEN = "open"  # fit of the local data set; no numbers leave
+    PLAIN = "plain"  # an unprotected update: demonstration and bench only
+    ADVERTISE = "advertise"  # secure aggregation, leg 0
+    MASKED_INPUT = "masked-input"  # leg 1
+    AGREE = "agree"  # leg 2
+    REVEAL = "reveal"  # leg 3
+    CLOSE = "close"  # the study's run has ended
+
+
+class Refusal(StrEnum):
+    """All that a node ever says about why it did not answer: a fixed list, so that no refusal is an oracle."""
+
+    MALFORMED = "malformed"
+    UNKNOWN_STUDY = "unknown-study"
+    NOT_PERMITTED = "not-permitted"
+    PROTOCOL = "protocol"  # a rule of the protocol was broken by the other side; the rule stays in the local log
+    DECLINED = "declined"  # every cause that depends on data
+    BUSY = "busy"
+    INTERNAL = "internal"
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One message.
+
+    Args:
+        study: Which study it belongs to.
+        stage: What is asked, or answered.
+        round: 0 for what precedes training (moments), 1..rounds for training, rounds + 1 for the last evaluation.
+        attempt: Counts from 1 within a round.
+        header: Small values; for secure aggregation, the protocol message's own fields.
+        payload: One flat vector, as bytes; empty where the stage has none.
+    """
+
+    study: str
+    stage: Stage
+    round: int = 0
+    attempt: int = 1
+    header: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    payload: bytes | memoryview = b""
+
+
+def encode_frame(frame: Frame) -> bytes:
+    """Encode `frame`; the inverse of `parse_frame`."""
+    head = cbor2.dumps(
+        {
+            "study": frame.study,
+            "stage": frame.stage.value,
+            "round": frame.round,
+            "attempt": frame.attempt,
+            "header": dict(frame.header),
+        },
+        canonical=True,
+    )
+    return b"".join((_PREFIX.pack(MAGIC, len(head)), head, frame.payload))
+
+
+def parse_frame(data: bytes | memoryview) -> Frame:
+    """Parse one frame.
+
+    Args:
+        data: What came off the wire, at most `MAX_HEADER_BYTES + MAX_PAYLOAD_BYTES` bytes.
+
+    Returns:
+        The frame; its payload is a view into `data`, not a copy.
+
+    Raises:
+        PeerProtocolError: The bytes are no frame, or exceed our limits.
+    """
+    view = memoryview(data)
+    if len(view) < _PREFIX.size:
+        raise _malformed("shorter than its prefix")
+    magic, head_size = _PREFIX.unpack_from(view)
+    body = view[_PREFIX.size :]
+    if magic != MAGIC:
+        raise _malformed("unknown magic")
+    if head_size > min(len(body), MAX_HEADER_BYTES) or len(body) - head_size > MAX_PAYLOAD_BYTES:
+        raise _malformed("a length beyond the limits")
+    return _frame_from(_load_map(bytes(body[:head_size])), body[head_size:])
+
+
+def _load_map(head: bytes) -> dict[str, object]:
+    stream = io.BytesIO(head)
+    try:
+        value = cbor2.load(stream)
+    except (cbor2.CBORDecodeError, ValueError, TypeError, RecursionError, OverflowError) as error:
+        raise _malformed("a header that is not CBOR") from error
+    if stream.tell() != len(head) or not isinstance(value, dict):
+        raise _malformed("a header that is not one map")
+    return value
+
+
+def _frame_from(value: dict[str, object], payload: memoryview) -> Frame:
+    study, stage, header = value.get("study"), value.get("stage"), value.get("header")
+    number, attempt = value.get("round"), value.get("attempt")
+    if not (isinstance(study, str) and len(study) <= 63 and stage in set(Stage)):
+        raise _malformed("no known study or stage")
+    if type(number) is not int or type(attempt) is not int or not (0 <= number < 1 << 31 and 1 <= attempt < 1 << 31):
+        raise _malformed("a round or attempt out of range")
+    if not isinstance(header, dict) or not all(isinstance(key, str) for key in header):
+        raise _malformed("header fields without names")
+    return Frame(study, Stage(str(stage)), number, attempt, MappingProxyType(header), payload)
+
+
+def _malformed(what: str) -> PeerProtocolError:
+    return PeerProtocolError(
+        "wire.malformed",
+        f"A message could not be read: it has {what}.",
+        next_step="Nothing was done with it. If it repeats, the other side runs an incompatible version.",
+    )

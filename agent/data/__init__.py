@@ -1,0 +1,1 @@
+"""Local data sets: the catalog, and their reading into arrays."""

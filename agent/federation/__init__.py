@@ -1,0 +1,1 @@
+"""Joining Flower: the wire, the message loop, the rounds."""

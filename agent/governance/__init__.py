@@ -1,0 +1,1 @@
+"""May this study run here, now?"""

@@ -1,0 +1,1 @@
+"""Hardware keys behind one interface, and the session keys that they certify."""

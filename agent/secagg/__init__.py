@@ -1,0 +1,1 @@
+"""Secure aggregation as a pure protocol core: messages, time and randomness in, messages out."""

@@ -1,0 +1,1 @@
+"""The long-running process; the only place where parts are wired."""

@@ -1,0 +1,1 @@
+"""The one signed-statement format of the project."""

@@ -1,0 +1,1 @@
+"""The training worker: records in, one flat update out."""

@@ -1,0 +1,1 @@
+"""What the box believes about others: studies, rosters, releases."""

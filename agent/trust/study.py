@@ -1,0 +1,243 @@
+"""A study as the consortium signs it: what is asked, of whom, with which model and plan. It carries no code."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from agent.core.errors import OperatorError
+from agent.core.ids import IdentifierText
+
+MAX_STUDY_BYTES = 1 << 20
+MAX_PARAMETERS = 1 << 28
+MAX_SITES = 100
+MAX_FIELDS = 4096
+
+Sha256Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+FieldName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,62}$")]
+Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class _Statement(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class FieldKind(StrEnum):
+    """How a field's text is read and becomes numbers."""
+
+    NUMBER = "number"  # one column, standardised
+    CATEGORY = "category"  # one column a category after the first (dummy coding)
+    FLAG = "flag"  # one column, 0 or 1
+
+
+class FieldSpec(_Statement):
+    """One field that the study needs, with the meaning that every hospital's values must have.
+
+    Which texts mean "missing" is the hospital's own affair and stands in its catalog. A value outside
+    `minimum..maximum` is unreadable: the row is set aside and counted.
+    """
+
+    name: FieldName
+    kind: FieldKind
+    unit: str | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    categories: tuple[str, ...] = ()
+    code: str | None = None
+    """Terminology code of the concept, e.g. `loinc:8480-6`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.kind is FieldKind.CATEGORY) != (len(self.categories) > 1):
+            raise ValueError(f"field {self.name}: a category field lists at least two categories, another kind none")
+        if self.kind is FieldKind.NUMBER and (self.minimum is None or self.maximum is None):
+            raise ValueError(f"field {self.name}: a number field states its minimum and maximum")
+        if self.minimum is not None and self.maximum is not None and not self.minimum < self.maximum:
+            raise ValueError(f"field {self.name}: minimum must lie below maximum")
+        return self
+
+
+class LabelSpec(_Statement):
+    """The outcome to predict: positive where the field's number exceeds `positive_above`."""
+
+    field: FieldName
+    positive_above: float = 0.5
+
+
+class DataRequirement(_Statement):
+    """Which local data set fits.
+
+    `standardise`: `local` uses mean and standard deviation of the hospital's own training rows; `federated` uses
+    those of the whole federation, from sums that no hospital shows singly (round 0).
+    """
+
+    schema_name: IdentifierText
+    features: tuple[FieldSpec, ...] = Field(min_length=1, max_length=MAX_FIELDS)
+    label: LabelSpec
+    missing: Literal["drop-row", "impute-mean"] = "drop-row"
+    standardise: Literal["none", "local", "federated"] = "local"
+    minimum_rows: int = Field(default=30, ge=2)
+    holdout: Fraction = 0.34
+    holdout_seed: int = Field(default=43, ge=0, lt=1 << 32)
+
+    @property
+    def width(self) -> int:
+        """Number of model inputs after dummy coding."""
+        return sum(max(1, len(spec.categories) - 1) for spec in self.features)
+
+
+class TrainingPlan(_Statement):
+    """How a box trains: data, not code.
+
+    Exactly one of `epochs` and `steps` is set: passes over the local rows, or gradient steps, in each round.
+    """
+
+    loss: Literal["binary-cross-entropy", "cross-entropy", "mean-squared-error"] = "binary-cross-entropy"
+    optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
+    learning_rate: float = Field(gt=0, le=10)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
+    proximal: float = Field(default=0.0, ge=0, le=1e3)
+    batch_size: int = Field(ge=1, le=1 << 16)
+    epochs: int | None = Field(default=None, ge=1, le=1000)
+    steps: int | None = Field(default=None, ge=1, le=1_000_000)
+    seed: int = Field(default=42, ge=0, lt=1 << 32)
+    metrics: tuple[Literal["auc", "accuracy", "brier", "calibration"], ...] = (
+        "auc",
+        "accuracy",
+        "brier",
+        "calibration",
+    )
+    histogram_bins: int = Field(default=100, ge=10, le=1000)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("state either epochs or steps, not both")
+        return self
+
+
+class ModelSpec(_Statement):
+    """The model file: an ONNX graph whose float initialisers, in order of appearance, form one flat vector."""
+
+    digest: Sha256Hex
+    size_bytes: int = Field(gt=0, le=1 << 31)
+    parameters: int = Field(gt=0, le=MAX_PARAMETERS)
+
+
+class Strategy(_Statement):
+    """How the coordinator moves the model with the cohort's mean update: one of Flower's own strategies."""
+
+    name: Literal["fedavg", "fedavgm", "fedadam", "fedadagrad", "fedyogi", "fedprox"] = "fedavg"
+    server_learning_rate: float = Field(default=1.0, gt=0, le=100)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+
+
+class SecureAggregationTerms(_Statement):
+    """Bounds of the protocol, fixed for the study; a node refuses anything that would loosen them.
+
+    Args:
+        clip: Greatest magnitude of one coordinate of an update before quantisation.
+        bits: Quantisation bits a coordinate, sign included.
+        colluders: Most colluding sites assumed; None means max(1, floor((sites - 1) / 3)).
+        minimum_sites: Smallest cohort (at least colluders + 2); None means colluders + 2.
+        dropout: `wait` for the whole cohort (or whole blocks), or `continue` without the missing.
+        accept_differencing: The steward accepted, in plain words, what `continue` without noise can reveal.
+        blocks: A partition of the sites; survivors must be a union of whole blocks. Empty: one block, all sites.
+        weight_cap: Rows counted at most for one hospital.
+        max_step_l2: How far the model may move a round, Euclidean norm.
+        max_step_linf: How far any one coordinate may move a round.
+    """
+
+    clip: float = Field(default=1.0, gt=0, le=1e6)
+    bits: int = Field(default=14, ge=8, le=24)
+    colluders: int | None = Field(default=None, ge=1)
+    minimum_sites: int | None = Field(default=None, ge=3)
+    dropout: Literal["wait", "continue"] = "wait"
+    accept_differencing: bool = False
+    blocks: tuple[tuple[IdentifierText, ...], ...] = ()
+    weight_cap: int = Field(default=1000, ge=1, le=1 << 20)
+    max_step_l2: float = Field(default=1e3, gt=0)
+    max_step_linf: float = Field(default=10.0, gt=0)
+
+
+class PrivacyTerms(_Statement):
+    """Hospital-level differential privacy of the released sums, by noise shared out over the honest cohort.
+
+    Args:
+        epsilon, delta: The whole study's budget.
+        l2_clip: Euclidean bound on one hospital's update.
+        noise_multiplier: Standard deviation of the cohort's noise over the sensitivity.
+    """
+
+    epsilon: float = Field(gt=0, le=100)
+    delta: float = Field(gt=0, lt=0.01)
+    l2_clip: float = Field(gt=0)
+    noise_multiplier: float = Field(gt=0)
+
+
+class Study(_Statement):
+    """`study.json`."""
+
+    format: Literal["secur-e-health/study/1"] = "secur-e-health/study/1"
+    id: IdentifierText
+    title: str = Field(min_length=1, max_length=200)
+    purpose: str = Field(min_length=1, max_length=4000)
+    requester: str = Field(min_length=1, max_length=200)
+    duo: tuple[str, ...] = ()
+    legal_basis: str = ""
+    sites: tuple[IdentifierText, ...] = Field(min_length=1, max_length=MAX_SITES)
+    rounds: int = Field(ge=1, le=10_000)
+    round_deadline_s: float = Field(default=600.0, gt=0, le=7 * 86400)
+    expires: datetime
+    model: ModelSpec
+    data: DataRequirement
+    plan: TrainingPlan
+    strategy: Strategy = Strategy()
+    secagg: SecureAggregationTerms = SecureAggregationTerms()
+    privacy: PrivacyTerms | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(set(self.sites)) != len(self.sites):
+            raise ValueError("a site is named twice")
+        if self.expires.tzinfo is None:
+            raise ValueError("expires needs a time zone")
+        return self
+
+
+def parse_study(data: bytes) -> Study:
+    """Parse `study.json`.
+
+    Args:
+        data: The file's bytes, at most 1 MiB.
+
+    Raises:
+        OperatorError: It is too large, no JSON, or breaks a rule; the sentence names the first field at fault.
+    """
+    if len(data) > MAX_STUDY_BYTES:
+        raise _bad_study(f"it is larger than {MAX_STUDY_BYTES} bytes")
+    try:
+        return Study.model_validate_json(data, strict=False)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "study"
+        raise _bad_study(f"{where}: {first['msg']}", faults=error.error_count()) from error
+
+
+def study_digest(data: bytes) -> str:
+    """SHA-256 of the file as signed, in hex; approvals, ledgers and secure aggregation bind this."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _bad_study(what: str, **details: object) -> OperatorError:
+    return OperatorError(
+        "study.invalid",
+        f"The study file cannot be used: {what}.",
+        next_step="Correct the file, or ask the study's requester for a corrected one; nothing was started.",
+        **details,
+    )

@@ -1,0 +1,1 @@
+"""Signed releases: staged, tried, committed or rolled back."""

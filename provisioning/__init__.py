@@ -1,0 +1,1 @@
+"""All that a consortium runs: authority, coordinator, and the tools around them."""

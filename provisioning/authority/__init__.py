@@ -1,0 +1,1 @@
+"""Founding a consortium and keeping its keys."""

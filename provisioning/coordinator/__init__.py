@@ -1,0 +1,1 @@
+"""The Flower ServerApp that drives a study's rounds."""

@@ -1,0 +1,1 @@
+"""A whole consortium on loopback, from one command."""
