@@ -9,7 +9,7 @@ export FLWR_DISABLE_UPDATE_CHECK = 1
 .DEFAULT_GOAL := demo
 
 demo: setup
-	$(PY) -m provisioning.demo $(ARGS)
+	$(PY) -m tests.demo $(ARGS)
 
 test: setup lint
 	$(PY) -m pytest

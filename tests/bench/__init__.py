@@ -1,0 +1,1 @@
+"""Benchmarks: every figure that the project promises, measured beside its target and, where there is one, a peer."""

@@ -1,1 +1,0 @@
-"""A whole consortium on loopback, from one command."""
