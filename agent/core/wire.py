@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
@@ -22,6 +22,12 @@ from agent.core.errors import PeerProtocolError
 MAGIC = b"SEH1"
 MAX_HEADER_BYTES = 4 << 20
 MAX_PAYLOAD_BYTES = 1 << 30
+MAX_HEADER_DEPTH = 16
+PART_BYTES = 4 << 20
+"""A frame crosses Flower as records of at most this many bytes each: few objects, each small enough to send again."""
+PART_FIELD = "bytes"
+"""The one field of each such record."""
+_PART_NAME = "frame-{}"
 _PREFIX = struct.Struct(">4sI")
 
 
@@ -109,27 +115,76 @@ def parse_frame(data: bytes | memoryview) -> Frame:
     return _frame_from(_load_map(bytes(body[:head_size])), body[head_size:])
 
 
+def split_parts(data: bytes | memoryview) -> dict[str, bytes]:
+    """Cut an encoded frame into records for Flower: name of the record -> content of its one field `PART_FIELD`."""
+    view = memoryview(data)
+    starts = range(0, max(len(view), 1), PART_BYTES)
+    return {_PART_NAME.format(k): bytes(view[start : start + PART_BYTES]) for k, start in enumerate(starts)}
+
+
+def join_parts(parts: Mapping[str, bytes]) -> bytes:
+    """Put an encoded frame together again; the inverse of `split_parts`.
+
+    Raises:
+        PeerProtocolError: The records are not exactly those of one frame, or exceed our limits.
+    """
+    names = [_PART_NAME.format(k) for k in range(len(parts))]
+    if not names or set(names) != parts.keys():
+        raise _malformed("records that are not the parts of one frame")
+    pieces = [parts[name] for name in names]
+    if not all(isinstance(piece, bytes) and len(piece) <= PART_BYTES for piece in pieces):
+        raise _malformed("a part that is too large or not bytes")
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _refuse_tag(_: object, __: bool) -> object:
+    raise ValueError("tags are not part of a header")
+
+
+class _NoTags(dict[int, Callable[[object, bool], object]]):
+    """Refuses every CBOR tag: they build dates, patterns, references, cycles and numbers without bounds."""
+
+    def __missing__(self, tag: int) -> Callable[[object, bool], object]:
+        return _refuse_tag
+
+
 def _load_map(head: bytes) -> dict[str, object]:
     stream = io.BytesIO(head)
     try:
-        value = cbor2.load(stream)
-    except (cbor2.CBORDecodeError, ValueError, TypeError, RecursionError, OverflowError) as error:
+        value = cbor2.load(
+            stream,
+            semantic_decoders=_NoTags(),
+            max_depth=MAX_HEADER_DEPTH,
+            allow_indefinite=False,
+            allow_duplicate_keys=False,
+            strict_hashable_types=True,
+        )
+    except cbor2.CBORDecodeError as error:
         raise _malformed("a header that is not CBOR") from error
     if stream.tell() != len(head) or not isinstance(value, dict):
         raise _malformed("a header that is not one map")
     return value
 
 
+def _is_plain(value: object) -> bool:
+    """Whether a header value holds nothing but numbers, texts, bytes, lists and maps with text keys."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in {bool, int, float, str, bytes}
+
+
 def _frame_from(value: dict[str, object], payload: memoryview) -> Frame:
     study, stage, header = value.get("study"), value.get("stage"), value.get("header")
     number, attempt = value.get("round"), value.get("attempt")
-    if not (isinstance(study, str) and len(study) <= 63 and stage in set(Stage)):
+    if not (isinstance(study, str) and len(study) <= 63 and isinstance(stage, str) and stage in set(Stage)):
         raise _malformed("no known study or stage")
     if type(number) is not int or type(attempt) is not int or not (0 <= number < 1 << 31 and 1 <= attempt < 1 << 31):
         raise _malformed("a round or attempt out of range")
-    if not isinstance(header, dict) or not all(isinstance(key, str) for key in header):
-        raise _malformed("header fields without names")
-    return Frame(study, Stage(str(stage)), number, attempt, MappingProxyType(header), payload)
+    if not isinstance(header, dict) or not _is_plain(header):
+        raise _malformed("header fields that are not plain values under text names")
+    return Frame(study, Stage(stage), number, attempt, MappingProxyType(header), payload)
 
 
 def _malformed(what: str) -> PeerProtocolError:
