@@ -1,0 +1,65 @@
+"""What the key contract runs against: one rig a kind of key, each able to take its device away and give it back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.identity.key import Nobody, Person, init_key
+from tests.simulators.swtpm import shared_maker
+
+
+@dataclass(frozen=True, slots=True)
+class Rig:
+    """A place where a key can be made.
+
+    Args:
+        uri: For `init_key` and `open_key`.
+        pull_out: Take the device away.
+        put_back: Give it back.
+        swap: Put another device, with a key of its own, in its place.
+        person: Who stands at the box.
+    """
+
+    uri: str
+    pull_out: Callable[[], object]
+    put_back: Callable[[], object]
+    swap: Callable[[], object]
+    person: Person
+
+
+@contextmanager
+def software_rig(directory: Path) -> Iterator[Rig]:
+    path, aside = directory / "key.pem", directory / "aside.pem"
+
+    def pull_out() -> None:
+        path.rename(aside)
+
+    def put_back() -> None:
+        aside.rename(path)
+
+    def swap() -> None:
+        path.unlink()
+        path.with_name("key.pem.passphrase").unlink()
+        init_key(f"software:{path}")
+
+    yield Rig(f"software:{path}", pull_out, put_back, swap, Nobody())
+
+
+@contextmanager
+def tpm_rig(directory: Path) -> Iterator[Rig]:
+    with shared_maker().make() as tpm:
+
+        def swap() -> None:
+            tpm.swap("b")
+            init_key(tpm.uri)
+
+        yield Rig(tpm.uri, tpm.stop, tpm.start, swap, Nobody())
+
+
+RIG_FOR_SCHEME: dict[str, Callable[[Path], AbstractContextManager[Rig]]] = {
+    "software": software_rig,
+    "tpm": tpm_rig,
+}
