@@ -7,6 +7,7 @@ it need not.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from agent.attestation.evidence import Evidence
 from agent.core.errors import HardwareError, OperatorError
 from agent.identity.signing import SigningKey
 from agent.statements.envelope import Proof, Statement, pre_authentication_encoding
-from agent.statements.roots import KeyKind, key_id
+from agent.statements.roots import EvidenceClass, KeyKind, RootKey, key_id, public_key_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +85,32 @@ class KeyURI:
     options: Mapping[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class FoundDevice:
+    """A device on this box that holds, or could hold, a key.
+
+    Args:
+        uri: What `open_key` or `init_key` would take.
+        device: What it is, in plain words with maker and serial where known.
+        holds_key: Whether a key of ours is in it already.
+    """
+
+    uri: str
+    device: str
+    holds_key: bool
+
+
 class Person(Protocol):
     """Whoever stands at the box; console and terminal implement it."""
+
+    @property
+    def risks_last_attempt(self) -> bool:
+        """Whether the person insists on a PIN attempt although it is the last one (`--force`)."""
+        ...
+
+    def ask_new_pin(self, device: str) -> str:
+        """Ask for a new PIN, twice; used for one call and never kept or logged."""
+        ...
 
     def ask_pin(self, device: str, *, attempts_remaining: int | None) -> str:
         """Ask for the device's PIN. The answer is used for one call and never kept or logged."""
@@ -98,6 +123,17 @@ class Person(Protocol):
 
 class Nobody(Person):
     """No person is there: the answer for unattended work."""
+
+    @property
+    @override
+    def risks_last_attempt(self) -> bool:
+        """Never."""
+        return False
+
+    @override
+    def ask_new_pin(self, device: str) -> str:
+        """Refuse."""
+        raise _person_needed(device, "a new PIN")
 
     @override
     def ask_pin(self, device: str, *, attempts_remaining: int | None) -> str:
@@ -179,6 +215,26 @@ class HardwareKey(ABC):
         """A fresh P-256 key that lives no longer than this process; inside the hardware where it can hold one."""
         return ec.generate_private_key(ec.SECP256R1())
 
+    def change_pin(self) -> None:
+        """Ask the person for the device's PIN and a new one, and change it.
+
+        Raises:
+            OperatorError: This kind has no PIN (`identity.no_pin`).
+        """
+        raise OperatorError(
+            "identity.no_pin",
+            f"A {self.kind.value} key has no PIN.",
+            next_step="There is nothing to change.",
+        )
+
+    def root(self, evidence: EvidenceClass = EvidenceClass.NONE) -> RootKey:
+        """The key as others put it on record, e.g. in the site's signed node record.
+
+        Args:
+            evidence: How well somebody saw that it lives in hardware; the key itself cannot say.
+        """
+        return RootKey(self.kind, public_key_bytes(self.public_key()), evidence)
+
     @property
     def key_id(self) -> str:
         """SHA-256 of the public key's SubjectPublicKeyInfo, in hex."""
@@ -187,6 +243,10 @@ class HardwareKey(ABC):
 
 class KeyBackend(Protocol):
     """What each back end's module offers."""
+
+    def find_devices(self) -> tuple[FoundDevice, ...]:
+        """The devices of this kind on this box; never raises for a missing one, never asks a person."""
+        ...
 
     def open_key(self, uri: str, person: Person, /) -> HardwareKey:
         """Open the key that `uri` names."""
@@ -232,6 +292,15 @@ def init_key(uri: str, *, person: Person | None = None) -> HardwareKey:
         HardwareError: The device is not there, or cannot make such a key.
     """
     return _backend_for(uri).init_key(uri, person or Nobody())
+
+
+def find_devices() -> tuple[FoundDevice, ...]:
+    """Every device on this box that holds, or could hold, a key; kinds whose library is missing are left out."""
+    found: list[FoundDevice] = []
+    for scheme in KEY_FOR_SCHEME:
+        with contextlib.suppress(OperatorError):
+            found += _backend_for(f"{scheme}:").find_devices()
+    return tuple(found)
 
 
 def parse_key_uri(uri: str, *, options: frozenset[str] = frozenset()) -> KeyURI:
