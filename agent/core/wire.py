@@ -27,6 +27,8 @@ PART_BYTES = 4 << 20
 """A frame crosses Flower as records of at most this many bytes each: few objects, each small enough to send again."""
 PART_FIELD = "bytes"
 """The one field of each such record."""
+REFUSAL_ERROR_CODE = 100
+"""Code of the Flower error whose reason is a `Refusal`; Flower's own codes lie below."""
 _PART_NAME = "frame-{}"
 _PREFIX = struct.Struct(">4sI")
 
