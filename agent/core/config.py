@@ -1,0 +1,219 @@
+"""The agent's configuration file (TOML): checked as a whole before anything starts.
+
+    [node]
+    site = "hospital-a"
+    state_directory = "/var/lib/secur-e-health"
+
+    [superlink]
+    address = "superlink.example.org:9092"
+    root_certificates = "/etc/secur-e-health/root.pem"
+
+    [key]
+    uri = "tpm:device:/dev/tpmrm0"
+
+    [data]
+    catalog = "/etc/secur-e-health/catalog.toml"
+
+    [studies]
+    directory = "/var/lib/secur-e-health/studies"
+
+    [roster]
+    file = "/etc/secur-e-health/roster.json"
+
+Relative paths start at the file's own directory.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+
+from agent.core.errors import OperatorError
+from agent.core.ids import IdentifierText
+
+MAX_CONFIG_BYTES = 1 << 18
+
+
+def _from_directory(path: Path, info: ValidationInfo) -> Path:
+    directory = (info.context or {}).get("directory", Path())
+    return Path(directory, path)
+
+
+LocalPath = Annotated[Path, AfterValidator(_from_directory)]
+Address = Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}$", max_length=300)]
+ProxyURL = Annotated[str, Field(pattern=r"^https?://[^\s/]+/?$", max_length=300)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class NodeSection(_Section):
+    """Who this box is.
+
+    Args:
+        site: The hospital.
+        state_directory: Where the agent keeps what outlives it; only it writes there.
+        environment: `demo` admits what a hospital never may: software keys, unprotected updates.
+    """
+
+    site: IdentifierText
+    state_directory: LocalPath
+    environment: Literal["production", "demo"] = "production"
+
+
+class SuperLinkSection(_Section):
+    """The SuperLink to join.
+
+    Args:
+        address: `host:port`.
+        root_certificates: PEM file with the only roots that its certificate may come from.
+        proxy: The hospital's HTTP proxy, where it has one; the environment's proxy variables are not used.
+    """
+
+    address: Address
+    root_certificates: LocalPath
+    proxy: ProxyURL | None = None
+
+
+class KeySection(_Section):
+    """The node's hardware key.
+
+    Args:
+        uri: `tpm:...`, `piv:...`, `fido2:...`, or (demo only) `software:...`.
+    """
+
+    uri: str = Field(pattern=r"^[a-z0-9]+:", max_length=1000)
+
+
+class DataSection(_Section):
+    """Local data.
+
+    Args:
+        catalog: TOML file that lists the data sets.
+    """
+
+    catalog: LocalPath
+
+
+class StudiesSection(_Section):
+    """Studies that this box was given.
+
+    Args:
+        directory: Holds `<study id>/study.json` and `<study id>/model.onnx`.
+    """
+
+    directory: LocalPath
+
+
+class RosterSection(_Section):
+    """The other sites.
+
+    Args:
+        file: The pinned roster.
+    """
+
+    file: LocalPath
+
+
+class TrainingSection(_Section):
+    """The training worker.
+
+    Args:
+        device: `auto` takes the GPU where there is one.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class FederationSection(_Section):
+    """How the node behaves in a federation.
+
+    Args:
+        allow_plain: Whether unprotected updates may leave; demonstration and measurements only.
+        fast_poll_s: Least wait between polls, inside a round.
+        idle_poll_s: Greatest wait between polls, when idle.
+        max_message_bytes: Greatest message taken in.
+    """
+
+    allow_plain: bool = False
+    fast_poll_s: float = Field(default=0.04, ge=0.005, le=5)
+    idle_poll_s: float = Field(default=1.5, ge=0.01, le=60)
+    max_message_bytes: int = Field(default=256 << 20, ge=1 << 20, le=1 << 30)
+
+
+class AgentConfig(_Section):
+    """The whole file."""
+
+    node: NodeSection
+    superlink: SuperLinkSection
+    key: KeySection
+    data: DataSection
+    studies: StudiesSection
+    roster: RosterSection | None = None
+    training: TrainingSection = TrainingSection()
+    federation: FederationSection = FederationSection()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.node.environment == "production":
+            if self.federation.allow_plain:
+                raise ValueError('federation.allow_plain needs node.environment = "demo"')
+            if self.key.uri.startswith("software:"):
+                raise ValueError('a software key needs node.environment = "demo"')
+            if self.roster is None:
+                raise ValueError("roster.file is missing")
+        return self
+
+
+def parse_config(data: bytes, *, directory: Path) -> AgentConfig:
+    """Parse a configuration file.
+
+    Args:
+        data: TOML in UTF-8.
+        directory: Where its relative paths start.
+
+    Raises:
+        OperatorError: It is no TOML, or breaks a rule; the sentence names the first place at fault.
+    """
+    try:
+        content = tomllib.loads(data.decode("utf-8"))
+        return AgentConfig.model_validate(content, context={"directory": directory})
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise _invalid(str(error)) from error
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise _invalid(f"{where}: {first['msg']}" if where else first["msg"], faults=error.error_count()) from error
+
+
+def load_config(path: Path) -> AgentConfig:
+    """Read and parse a configuration file.
+
+    Raises:
+        OperatorError: It cannot be read, is larger than 256 KiB, or `parse_config` refuses it.
+    """
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(MAX_CONFIG_BYTES + 1)
+    except OSError as error:
+        raise OperatorError(
+            "config.unreadable",
+            f"The configuration {path} cannot be read: {error.strerror}.",
+            next_step="Name the file with --config, and check its permissions.",
+        ) from error
+    if len(data) > MAX_CONFIG_BYTES:
+        raise _invalid(f"it is larger than {MAX_CONFIG_BYTES} bytes")
+    return parse_config(data, directory=path.resolve().parent)
+
+
+def _invalid(what: str, **details: object) -> OperatorError:
+    return OperatorError(
+        "config.invalid",
+        f"The configuration cannot be used: {what}.",
+        next_step="Correct the file and start again; nothing was started.",
+        **details,
+    )

@@ -1,0 +1,165 @@
+"""The pinned roster: which sites take part, and which hardware keys each one endorses. A file, read at start.
+
+{"format": "secur-e-health/roster/1",
+ "sites": {"hospital-a": {"nodes": [{"kind": "tpm", "evidence": "hardware", "public_key": "-----BEGIN PUBLIC..."}]}}}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_der_public_key,
+    load_pem_public_key,
+)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from agent.core.errors import OperatorError, PeerProtocolError
+from agent.core.ids import IdentifierText, SiteID
+from agent.statements.roots import EvidenceClass, KeyKind, RootKey
+from agent.trust.study import MAX_SITES
+
+MAX_ROSTER_BYTES = 1 << 20
+MAX_NODES_PER_SITE = 64
+FORMAT = "secur-e-health/roster/1"
+
+
+@dataclass(frozen=True, slots=True)
+class RosterNode:
+    """One node as its site endorses it.
+
+    Args:
+        site: Who endorses it.
+        root: Its hardware key.
+    """
+
+    site: SiteID
+    root: RootKey
+
+
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """All sites and their nodes; no key stands in it twice."""
+
+    sites: Mapping[SiteID, tuple[RosterNode, ...]]
+
+    def node(self, key_id: str) -> RosterNode:
+        """The node with this key id (SHA-256 of its public key, hex).
+
+        Raises:
+            PeerProtocolError: No site endorses such a key.
+        """
+        for nodes in self.sites.values():
+            for node in nodes:
+                if node.root.key_id == key_id:
+                    return node
+        raise PeerProtocolError(
+            "roster.unknown_key",
+            f"No site of the roster endorses the key {key_id[:16]}...",
+            next_step="Have the site endorse the node, and install the new roster on every box.",
+        )
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _NodeEntry(_Entry):
+    kind: KeyKind
+    evidence: Literal["none", "test", "virtual", "hardware"] = "none"
+    public_key: Annotated[str, Field(max_length=2000)]
+
+
+class _SiteEntry(_Entry):
+    nodes: tuple[_NodeEntry, ...] = Field(default=(), max_length=MAX_NODES_PER_SITE)
+
+
+class _File(_Entry):
+    format: Literal["secur-e-health/roster/1"]
+    sites: dict[IdentifierText, _SiteEntry] = Field(max_length=MAX_SITES)
+
+
+def parse_roster(data: bytes) -> Roster:
+    """Parse a roster file.
+
+    Args:
+        data: JSON, at most 1 MiB.
+
+    Raises:
+        OperatorError: It is too large, breaks a rule, or names a key twice; the sentence says where.
+    """
+    if len(data) > MAX_ROSTER_BYTES:
+        raise _invalid(f"it is larger than {MAX_ROSTER_BYTES} bytes")
+    try:
+        content = _File.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise _invalid(f"{'.'.join(str(part) for part in first['loc']) or 'roster'}: {first['msg']}") from error
+    sites = {
+        SiteID(name): tuple(_parse_node(SiteID(name), entry) for entry in site.nodes)
+        for name, site in content.sites.items()
+    }
+    key_ids = [node.root.key_id for nodes in sites.values() for node in nodes]
+    if len(set(key_ids)) != len(key_ids):
+        raise _invalid("a key stands in it twice")
+    return Roster(sites)
+
+
+def load_roster(path: Path) -> Roster:
+    """Read and parse a roster file.
+
+    Raises:
+        OperatorError: It cannot be read, or `parse_roster` refuses it.
+    """
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(MAX_ROSTER_BYTES + 1)
+    except OSError as error:
+        raise OperatorError(
+            "roster.unreadable",
+            f"The roster {path} cannot be read: {error.strerror}.",
+            next_step="Check the path in the configuration, and the file's permissions.",
+        ) from error
+    return parse_roster(data)
+
+
+def encode_roster(roster: Roster) -> bytes:
+    """Write a roster file; the inverse of `parse_roster`."""
+    sites = {site: {"nodes": [_encode_node(node) for node in nodes]} for site, nodes in roster.sites.items()}
+    return json.dumps({"format": FORMAT, "sites": sites}, indent=1).encode()
+
+
+def roster_node(site: SiteID, kind: KeyKind, evidence: EvidenceClass, key: ec.EllipticCurvePublicKey) -> RosterNode:
+    """Make one node's entry from its public key."""
+    return RosterNode(site, RootKey(kind, key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo), evidence))
+
+
+def _parse_node(site: SiteID, entry: _NodeEntry) -> RosterNode:
+    try:
+        key = load_pem_public_key(entry.public_key.encode())
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise _invalid(f"a public key of {site} cannot be read") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, (ec.SECP256R1, ec.SECP384R1)):
+        raise _invalid(f"a public key of {site} is on none of the curves P-256 and P-384")
+    return roster_node(site, entry.kind, EvidenceClass[entry.evidence.upper()], key)
+
+
+def _encode_node(node: RosterNode) -> dict[str, str]:
+    pem = load_der_public_key(node.root.public_key).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return {"kind": node.root.kind.value, "evidence": node.root.evidence.name.lower(), "public_key": pem.decode()}
+
+
+def _invalid(what: str) -> OperatorError:
+    return OperatorError(
+        "roster.invalid",
+        f"The roster cannot be used: {what}.",
+        next_step="Install the roster that the consortium published; nothing was started.",
+    )

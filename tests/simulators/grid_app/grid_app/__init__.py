@@ -1,0 +1,1 @@
+"""A ServerApp that does what a test tells it to, over a connection to the test's own port."""

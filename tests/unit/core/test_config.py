@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.core.config import MAX_CONFIG_BYTES, load_config, parse_config
+from agent.core.errors import OperatorError
+
+COMPLETE = """
+[node]
+site = "hospital-a"
+state_directory = "state"
+environment = "demo"
+[superlink]
+address = "127.0.0.1:9092"
+root_certificates = "root.pem"
+[key]
+uri = "software:key.pem"
+[data]
+catalog = "/etc/catalog.toml"
+[studies]
+directory = "studies"
+"""
+
+
+def _change(old: str, new: str) -> bytes:
+    assert old in COMPLETE
+    return COMPLETE.replace(old, new).encode()
+
+
+def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
+    (tmp_path / "agent.toml").write_text(COMPLETE)
+    config = load_config(tmp_path / "agent.toml")
+    assert config.node.state_directory == tmp_path / "state"
+    assert config.superlink.root_certificates == tmp_path / "root.pem"
+    assert config.data.catalog == Path("/etc/catalog.toml")
+    assert config.federation.allow_plain is False
+
+
+@pytest.mark.parametrize(
+    ("data", "place"),
+    [
+        (_change('site = "hospital-a"', 'site = "Hospital A"'), "node.site"),
+        (_change('site = "hospital-a"', 'site = "hospital-a"\nsurprise = 1'), "node.surprise"),
+        (_change("127.0.0.1:9092", "https://127.0.0.1"), "superlink.address"),
+        (_change('uri = "software:key.pem"', ""), "key.uri"),
+        (_change("[data]", "[federation]\nidle_poll_s = -1\n[data]"), "federation.idle_poll_s"),
+        (_change("[data]", "[federation]\nidle_poll_s = nan\n[data]"), "federation.idle_poll_s"),
+        (b"[node", "table declaration"),
+        (b"\xff", "utf-8"),
+    ],
+)
+def test_a_fault_is_named_with_its_place(data: bytes, place: str) -> None:
+    with pytest.raises(OperatorError, match=place) as caught:
+        parse_config(data, directory=Path())
+    assert caught.value.code == "config.invalid"
+
+
+@pytest.mark.parametrize(
+    ("extra", "sentence"),
+    [
+        ("[federation]\nallow_plain = true\n[roster]\nfile='r'\n", "allow_plain"),
+        ("[roster]\nfile='r'\n", "software key"),
+        ("", "roster.file"),
+    ],
+)
+def test_production_never_takes_what_only_a_demonstration_may(extra: str, sentence: str) -> None:
+    text = COMPLETE.replace('"demo"', '"production"') + extra
+    if sentence != "software key":
+        text = text.replace("software:key.pem", "tpm:device:/dev/tpmrm0")
+    with pytest.raises(OperatorError, match=sentence):
+        parse_config(text.encode(), directory=Path())
+
+
+def test_a_missing_or_huge_file_is_said_plainly(tmp_path: Path) -> None:
+    with pytest.raises(OperatorError, match="cannot be read"):
+        load_config(tmp_path / "none.toml")
+    (tmp_path / "huge.toml").write_bytes(b"#" * (MAX_CONFIG_BYTES + 1))
+    with pytest.raises(OperatorError, match="larger"):
+        load_config(tmp_path / "huge.toml")
+
+
+@given(st.binary(max_size=400))
+def test_any_bytes_are_refused_in_words(data: bytes) -> None:
+    with pytest.raises(OperatorError):
+        parse_config(data, directory=Path())
