@@ -23,6 +23,7 @@ from agent.attestation.evidence import Evidence
 from agent.core.errors import HardwareError, OperatorError
 from agent.identity.key import (
     Capabilities,
+    FoundDevice,
     HardwareKey,
     Person,
     Presence,
@@ -61,6 +62,11 @@ def init_key(uri: str, _person: Person) -> SoftwareKey:
         encryption = BestAvailableEncryption(passphrase.encode())
         _store_private(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
     return open_key(uri, _person)
+
+
+def find_devices() -> tuple[FoundDevice, ...]:
+    """None: nobody should come to use a software key by finding one."""
+    return ()
 
 
 class SoftwareKey(HardwareKey):

@@ -27,6 +27,7 @@ from agent.attestation.evidence import Evidence
 from agent.core.errors import HardwareError, OperatorError
 from agent.identity.key import (
     Capabilities,
+    FoundDevice,
     HardwareKey,
     Person,
     Presence,
@@ -77,6 +78,16 @@ def init_key(uri: str, _person: Person) -> TPMKey:
     device, handle = _parse_uri(uri)
     device.run(lambda esapi: _ensure_key(esapi, handle))
     return TPMKey(uri, device, handle, load_public_key_at(device, handle))
+
+
+def find_devices() -> tuple[FoundDevice, ...]:
+    """The TPM behind the kernel's resource manager, if there is one."""
+    device = TPMDevice(DEFAULT_TCTI, patience_s=0.0)
+    try:
+        holds_key = device.run(lambda esapi: _is_there(esapi, NODE_KEY_HANDLE))
+    except HardwareError:
+        return ()
+    return (FoundDevice("tpm:", f"TPM at {DEFAULT_TCTI}", holds_key),)
 
 
 class TPMKey(HardwareKey):

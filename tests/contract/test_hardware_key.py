@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from agent.core.errors import HardwareError, OperatorError, SecureHealthError
 from agent.identity.key import HardwareKey, PresenceState, init_key, open_key
 from agent.statements.envelope import Statement, encode_proof, parse_proof
-from agent.statements.roots import EvidenceClass, FIDO2Terms, KeyKind, RootKey, public_key_bytes, verify_proof
+from agent.statements.roots import verify_proof
 from tests.contract.rigs import RIG_FOR_SCHEME, Rig
 
 ECDSA = ec.ECDSA(hashes.SHA256())
@@ -37,14 +37,9 @@ def key(rig: Rig) -> HardwareKey:
     return init_key(rig.uri, person=rig.person)
 
 
-def root_of(key: HardwareKey) -> RootKey:
-    terms = FIDO2Terms(rp_id="node.secur-e-health") if key.kind is KeyKind.FIDO2 else None
-    return RootKey(key.kind, public_key_bytes(key.public_key()), EvidenceClass.NONE, terms)
-
-
 def test_a_proof_verifies_after_its_journey(key: HardwareKey) -> None:
     proof = parse_proof(encode_proof(key.prove(Note(text="vouched for"))))
-    verify_proof(proof, root_of(key))
+    verify_proof(proof, key.root())
     assert Note.parse(proof.payload).text == "vouched for"
 
 
@@ -108,7 +103,7 @@ def test_put_back_works_within_two_seconds(key: HardwareKey, rig: Rig) -> None:
     while key.presence().state is not PresenceState.READY:
         assert time.monotonic() - start < 2.0
         time.sleep(0.01)
-    verify_proof(key.prove(Note(text="again")), root_of(key))
+    verify_proof(key.prove(Note(text="again")), key.root())
     assert time.monotonic() - start < 2.0
 
 
@@ -125,7 +120,7 @@ def test_many_threads_share_one_key(key: HardwareKey) -> None:
     def work(number: int) -> None:
         try:
             for turn in range(5):
-                verify_proof(key.prove(Note(text=f"{number} {turn}")), root_of(key))
+                verify_proof(key.prove(Note(text=f"{number} {turn}")), key.root())
         except SecureHealthError as fault:
             faults.append(fault)
 
@@ -140,8 +135,8 @@ def test_many_threads_share_one_key(key: HardwareKey) -> None:
 def test_two_handles_to_one_key_agree(key: HardwareKey, rig: Rig) -> None:
     other = open_key(rig.uri, person=rig.person)
     for _ in range(3):
-        verify_proof(other.prove(Note(text="other")), root_of(key))
-        verify_proof(key.prove(Note(text="one")), root_of(other))
+        verify_proof(other.prove(Note(text="other")), key.root())
+        verify_proof(key.prove(Note(text="one")), other.root())
 
 
 def test_unknown_options_are_refused(rig: Rig) -> None:
