@@ -1,0 +1,57 @@
+"""Every kind of statement that a node's keys sign. A change of fields or meaning is a new version, never an edit."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from agent.core.ids import IdentifierText
+from agent.statements.envelope import Statement
+
+Seconds = Annotated[int, Field(ge=0, lt=1 << 53)]
+"""Whole seconds since 1970-01-01T00:00:00Z."""
+Count = Annotated[int, Field(ge=0, lt=1 << 53)]
+Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+HexBytes = Annotated[str, Field(pattern=r"^(?:[0-9a-f]{2}){1,512}$")]
+
+
+class SessionCertificate(Statement):
+    """A node's hardware key vouches for a short-lived key that signs in its place.
+
+    Attributes:
+        consortium: Digest of the consortium's pinned trust root: a certificate counts in one consortium only.
+        site: The hospital.
+        node: The box.
+        root_key: Key id of the hardware key, repeated inside so that the statement speaks for itself.
+        session_key: SubjectPublicKeyInfo (DER) of the short-lived key.
+        issued_s: From when it counts.
+        expires_s: Until when, exclusive; verifiers also hold the kind's longest lifetime against it.
+        timestamp_version: The newest timestamp of the trust repository that the node had seen: a node that lives in
+            the past shows it here.
+    """
+
+    kind: ClassVar[str] = "session-certificate"
+
+    consortium: Hex32
+    site: IdentifierText
+    node: IdentifierText
+    root_key: Hex32
+    session_key: HexBytes
+    issued_s: Seconds
+    expires_s: Seconds
+    timestamp_version: Count
+
+
+class Possession(Statement):
+    """A key shows that it is there and answers, to one asker, once.
+
+    Attributes:
+        purpose: Why it was asked, e.g. `key-test`.
+        challenge: The asker's random bytes, or a hash that binds them to more.
+    """
+
+    kind: ClassVar[str] = "possession"
+
+    purpose: IdentifierText
+    challenge: Hex32
