@@ -7,27 +7,22 @@ Further options: `curve=p384`, `touch=always` and `management-key=<file>` count 
 
 from __future__ import annotations
 
-import secrets
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 from urllib.parse import quote, unquote
 
 import structlog
-from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
 from typing_extensions import override
 
 from agent.attestation.evidence import Evidence
-from agent.attestation.piv import POSSESSION_TYPE
+from agent.attestation.possession import POSSESSION_TYPE
 from agent.core.errors import HardwareError, OperatorError, SecureHealthError
 from agent.identity import pcsc
 from agent.identity.apdu import SW, APDUError
@@ -42,29 +37,20 @@ from agent.identity.key import (
     no_evidence,
     parse_key_uri,
 )
-from agent.identity.piv_session import (
-    DEFAULT_MANAGEMENT_KEY,
-    Algorithm,
-    ManagementAlgorithm,
-    PINPolicy,
-    PIVSession,
-    Slot,
-    algorithm_for,
-    blocked,
-    management_key_refused,
-)
-from agent.identity.signing import SigningKey
+from agent.identity.piv_cards import Card, hold_card, hold_only_card, holds_key, slot_key, visit_cards
+from agent.identity.piv_session import Algorithm, PIVSession, Slot, blocked
+from agent.identity.piv_setup import FACTORY_PIN, SlotSigner, ask_new_pin, check_attempts, make_key
 from agent.statements.envelope import pre_authentication_encoding
 from agent.statements.roots import KeyKind, hash_for, public_key_bytes
 
 log = structlog.get_logger()
 
-_FACTORY_PIN, _FACTORY_PUK = "123456", "12345678"
+_Value = TypeVar("_Value")
+
 _SLOTS: Final = {"9a": Slot.AUTHENTICATION, "9c": Slot.SIGNATURE, "9e": Slot.CARD_AUTHENTICATION}
 _CURVES: Final = {"p256": Algorithm.P256, "p384": Algorithm.P384}
 _TOUCHES: Final = {"never": False, "always": True}
 _PRESENCE_TIMEOUT_S = 0.3
-_AES_MANAGEMENT_SINCE = (5, 4, 2)  # Yubico's first firmware with AES management keys
 _STATE_FOR_CODE: Final = {
     "identity.card_busy": PresenceState.BUSY,
     "identity.no_key": PresenceState.EMPTY,
@@ -92,28 +78,12 @@ class Place:
     management_key: Path | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Card:
-    """A card that is held exclusively, its PIV application selected."""
-
-    connection: pcsc.PCSCConnection
-    session: PIVSession
-
-    @property
-    def device(self) -> str:
-        """What it is, in plain words."""
-        serial = "" if self.session.serial is None else f" {self.session.serial}"
-        return f"PIV card{serial} in {self.connection.reader}"
-
-
 def find_devices() -> tuple[FoundDevice, ...]:
-    """The PIV cards on this box, one entry a slot that holds a key, and slot 9E of a card without any."""
+    """The PIV cards on this box: one entry a slot that holds a key; for a card without any, one for slot 9E."""
     found: list[FoundDevice] = []
     try:
-        for card in _cards(""):
-            found += _devices_on(card)
-            card.connection.leave_as_is()
-    except SecureHealthError as error:
+        visit_cards("", lambda card: found.extend(_devices_on(card)))
+    except HardwareError as error:
         log.debug("cards_not_listed", error=error)
     return tuple(found)
 
@@ -126,7 +96,7 @@ def open_key(uri: str, person: Person) -> PIVKey:
         OperatorError: Several cards could be meant (`identity.several_cards`).
     """
     place = parse_uri(uri)
-    with _hold_only(place, lambda card: slot_key(card.session, place.slot) is not None) as card:
+    with hold_only_card(place.target, holds_key(place.slot)) as card:
         return _opened(uri, place, person, card)
 
 
@@ -141,9 +111,16 @@ def init_key(uri: str, person: Person) -> PIVKey:
         OperatorError: Nobody is there, a PIN is wrong, or the management key is not known.
     """
     place = parse_uri(uri)
-    with _hold_only(place, lambda _: True) as card:
+    with hold_only_card(place.target, lambda _: None) as card:
         if slot_key(card.session, place.slot) is None:
-            _make_key(card, place, person)
+            make_key(
+                card,
+                place.slot,
+                place.algorithm,
+                person,
+                touch_needed=place.touch_needed,
+                management_key=place.management_key,
+            )
         return _opened(uri, place, person, card)
 
 
@@ -209,9 +186,9 @@ class PIVKey(HardwareKey):
     def change_pin(self) -> None:
         """Ask for the card's PIN and a new one, and change it."""
         with self._lock, self._hold() as card:
-            attempts = _check_attempts(card, self._person)
+            attempts = check_attempts(card, self._person)
             current = self._person.ask_pin(card.device, attempts_remaining=attempts)
-            card.session.change_pin(current, self._person.ask_new_pin(card.device))
+            card.session.change_pin(current, ask_new_pin(self._person, card.device, factory=FACTORY_PIN))
             log.info("pin_changed", device=card.device)
 
     def unblock_pin(self) -> None:
@@ -223,7 +200,7 @@ class PIVKey(HardwareKey):
         """
         with self._lock, self._hold() as card:
             puk = self._person.ask_pin(f"the PUK of {card.device}", attempts_remaining=None)
-            card.session.unblock_pin(puk, self._person.ask_new_pin(card.device))
+            card.session.unblock_pin(puk, ask_new_pin(self._person, card.device, factory=FACTORY_PIN))
             log.info("pin_unblocked", device=card.device)
 
     def _signature_over(self, message: bytes) -> bytes:
@@ -233,34 +210,30 @@ class PIVKey(HardwareKey):
             if self._touch_needed:
                 self._person.ask_touch(card.device)
             try:
-                signature = _sign(card.session, self._place.slot, self._public_key, message)
+                signature = self._sign(card.session, message)
             finally:
                 if self._pin_needed:
                     card.session.forget_pin()
         return signature
 
-    @contextmanager
-    def _hold(self, *, busy_timeout_s: float = pcsc.BUSY_TIMEOUT_S) -> Iterator[Card]:
+    def _sign(self, session: PIVSession, message: bytes) -> bytes:
+        try:
+            signature = SlotSigner(session, self._place.slot, self._public_key).sign(message)
+        except APDUError as error:
+            if self._touch_needed and error.sw == SW.SECURITY_STATUS_NOT_SATISFIED:
+                raise not_touched() from error
+            raise
+        # A certificate can be copied onto another card: only the signature shows that the key is there.
+        try:
+            self._public_key.verify(signature, message, ec.ECDSA(hash_for(self._public_key)))
+        except InvalidSignature:
+            raise foreign_key("smartcard") from None
+        return signature
+
+    def _hold(self, *, busy_timeout_s: float = pcsc.BUSY_TIMEOUT_S) -> AbstractContextManager[Card]:
         """Hold the card with this very key, whichever reader it is in."""
-        seen: list[SecureHealthError] = []
-        for card in _cards(self._place.target, seen, busy_timeout_s=busy_timeout_s):
-            found = slot_key(card.session, self._place.slot)
-            if found == self._public_key:
-                yield card
-                return
-            card.connection.leave_as_is()
-            seen.append(_no_key(card, self._place.slot) if found is None else foreign_key("smartcard"))
-        raise max(seen, key=_telling, default=_no_card(self._place.target))
-
-
-def slot_key(session: PIVSession, slot: Slot) -> ec.EllipticCurvePublicKey | None:
-    """The public key in `slot`, by the card's own word or else by the certificate beside it; None where empty."""
-    metadata = session.slot_metadata(slot)
-    if metadata is not None:
-        return metadata.public_key
-    certificate = session.get_certificate(slot)
-    key = None if certificate is None else certificate.public_key()
-    return key if isinstance(key, ec.EllipticCurvePublicKey) else None
+        objection = holds_key(self._place.slot, self._public_key)
+        return hold_card(self._place.target, objection, busy_timeout_s=busy_timeout_s)
 
 
 def parse_uri(uri: str) -> Place:
@@ -280,28 +253,55 @@ def parse_uri(uri: str) -> Place:
     )
 
 
-def _choice[T](option: str, value: str, choices: dict[str, T]) -> T: ...
+def not_touched() -> HardwareError:
+    """The failure of a device that waited for a touch in vain."""
+    return HardwareError(
+        "identity.not_touched",
+        "Nobody touched the key in time, so it signed nothing.",
+        next_step="Try again, and touch the key when it blinks.",
+    )
 
 
-def _cards(
-    target: str, seen: list[SecureHealthError] | None = None, *, busy_timeout_s: float = pcsc.BUSY_TIMEOUT_S
-) -> Iterator[Card]:
-    """Every PIV card that `target` could mean, one held at a time; what keeps one from being held goes to `seen`."""
-    by_serial = target.isascii() and target.isdigit()
-    for reader in pcsc.list_readers_with_card("" if by_serial else target):
-        try:
-            connection = pcsc.PCSCConnection.open(reader, busy_timeout_s=busy_timeout_s)
-        except HardwareError as error:
-            _note(seen, error)
-            continue
-        with connection:
-            try:
-                card = Card(connection, PIVSession(connection))
-            except HardwareError as error:
-                connection.leave_as_is()
-                _note(seen, error)
-                continue
-            if by_serial and card.session.serial != int(target):
-                connection.leave_as_is()
-                continue
-            yield card
+def _opened(uri: str, place: Place, person: Person, card: Card) -> PIVKey:
+    public_key = slot_key(card.session, place.slot)
+    if public_key is None:
+        raise foreign_key("smartcard")  # it was there a moment ago
+    metadata = card.session.slot_metadata(place.slot)
+    touch_needed = metadata is not None and metadata.touch_needed
+    return PIVKey(uri, place, person, public_key, touch_needed=touch_needed)
+
+
+def _show_pin(card: Card, person: Person) -> None:
+    attempts = check_attempts(card, person)
+    pin = person.ask_pin(card.device, attempts_remaining=attempts)
+    try:
+        card.session.verify_pin(pin)
+    except OperatorError as error:
+        log.warning("pin_rejected", device=card.device, **error.details)
+        raise
+
+
+def _certificates(session: PIVSession, slot: Slot) -> dict[str, bytes]:
+    attested = session.attest(slot)
+    if attested is not None:
+        return {"attestation": attested[0], "attestation_issuer": attested[1]}
+    certificate = session.get_certificate(slot)
+    if certificate is None or certificate.issuer == certificate.subject:  # made by the card's holder: says nothing
+        return {}
+    return {"certificate": certificate.public_bytes(Encoding.DER)}
+
+
+def _devices_on(card: Card) -> list[FoundDevice]:
+    target = quote(card.connection.reader) if card.session.serial is None else str(card.session.serial)
+    found = [name for name, slot in _SLOTS.items() if slot_key(card.session, slot) is not None]
+    return [FoundDevice(f"piv:{target}?slot={name}", card.device, name in found) for name in found or ["9e"]]
+
+
+def _choice(option: str, value: str, choices: Mapping[str, _Value]) -> _Value:
+    if value not in choices:
+        raise OperatorError(
+            "identity.bad_option",
+            f"{value[:20]!r} is no {option} that a PIV key can have.",
+            next_step=f"Choose one of: {', '.join(choices)}.",
+        )
+    return choices[value]

@@ -195,7 +195,14 @@ class PIVSession:
 
     def pin_is_default(self) -> bool | None:
         """Whether the PIN is still the factory's; None where the card does not say."""
-        metadata = self._metadata(_REFERENCE_PIN)
+        return self._is_default(_REFERENCE_PIN)
+
+    def puk_is_default(self) -> bool | None:
+        """Whether the PUK is still the factory's; None where the card does not say."""
+        return self._is_default(_REFERENCE_PUK)
+
+    def _is_default(self, reference: int) -> bool | None:
+        metadata = self._metadata(reference)
         return None if metadata is None else metadata.get(0x05, b"\0") != b"\0"
 
     def _show_secret(self, instruction: int, reference: int, data: bytes, *, what: str) -> None:

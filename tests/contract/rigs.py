@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from agent.identity.key import Nobody, Person, init_key
+from tests.simulators.card import VirtualCard
+from tests.simulators.pcscd import card_inserted
+from tests.simulators.person import Technician
+from tests.simulators.piv_card import PIVApplet
 from tests.simulators.swtpm import shared_maker
 
 
@@ -59,7 +65,24 @@ def tpm_rig(directory: Path) -> Iterator[Rig]:
         yield Rig(tpm.uri, tpm.stop, tpm.start, swap, Nobody())
 
 
+@contextmanager
+def piv_rig(_: Path, *, slot_name: str = "9e") -> Iterator[Rig]:
+    card = VirtualCard(PIVApplet(secrets.randbits(24)))
+    with card_inserted(card) as slot:
+
+        def swap() -> None:
+            other = PIVApplet(secrets.randbits(24))
+            other.add_key(int(slot_name, 16))
+            slot.remove()
+            slot.insert(VirtualCard(other))
+
+        uri = f"piv:{slot.reader}?slot={slot_name}"
+        yield Rig(uri, slot.remove, lambda: slot.insert(card), swap, Technician())
+
+
 RIG_FOR_SCHEME: dict[str, Callable[[Path], AbstractContextManager[Rig]]] = {
+    "piv": piv_rig,
+    "piv-with-pin": partial(piv_rig, slot_name="9a"),
     "software": software_rig,
     "tpm": tpm_rig,
 }

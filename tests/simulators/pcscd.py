@@ -7,18 +7,24 @@ with VirtualReaders.start(directory) as readers:
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import functools
 import os
 import shutil
 import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol, Self
 
 from tests.simulators import reader_room
+from tests.simulators.card import VirtualCard
 
 DRIVER = Path("/usr/lib/pcsc/drivers/serial/libifdvpcd.so")
 READY_TIMEOUT_S = 10.0
@@ -42,6 +48,46 @@ class Card(Protocol):
     def transmit(self, command: bytes) -> bytes:
         """Answer one command APDU with data and status word."""
         ...
+
+
+_BLANK = VirtualCard()
+
+
+@functools.cache
+def reserve_readers() -> Path:
+    """Choose where this process's own pcscd will listen, and point PC/SC there; nothing is started yet.
+
+    libpcsclite reads the place once, at first use, so this comes before anything that might list readers.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="seh-pcsc-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    os.environ["PCSCLITE_CSOCK_NAME"] = str(_socket_path(directory))
+    return directory
+
+
+@functools.cache
+def shared_readers() -> VirtualReaders:
+    """The readers that all tests of this process share; whoever inserts a card takes it out again."""
+    readers = VirtualReaders.start(reserve_readers())
+    atexit.register(readers.close)
+    return readers
+
+
+@contextlib.contextmanager
+def card_inserted(card: Card) -> Iterator[Slot]:
+    """Put `card` into a slot of the shared readers; a blank card without any application stays there afterwards.
+
+    pcscd looks at its readers only every 400 ms, so where a blank card sits already, the chip behind its contacts is
+    exchanged instead.
+    """
+    slot = next(slot for slot in shared_readers().slots if slot.is_free)
+    slot.is_free = False
+    try:
+        slot.insert_or_exchange(card)
+        yield slot
+    finally:
+        slot.exchange(_BLANK)
+        slot.is_free = True
 
 
 class VirtualReaders:
@@ -70,7 +116,7 @@ class VirtualReaders:
     @property
     def socket_path(self) -> Path:
         """Where clients reach this pcscd: the value for PCSCLITE_CSOCK_NAME."""
-        return self._directory / "run" / "pcscd" / "pcscd.comm"
+        return _socket_path(self._directory)
 
     def publish(self) -> None:
         """Point this process (and its later children) at this pcscd; libpcsclite reads it once, at first use."""
@@ -144,12 +190,20 @@ class VirtualReaders:
 
 
 class Slot:
-    """One slot of a virtual reader."""
+    """One slot of a virtual reader.
+
+    Args:
+        readers: Whose it is.
+        reader: Its name in PC/SC.
+        port: Where vpcd waits for its card.
+    """
 
     def __init__(self, readers: VirtualReaders, reader: str, port: int) -> None:
         self.reader = reader
+        self.is_free = True
         self._readers = readers
         self._port = port
+        self._card: Card = _BLANK
         self._connection: socket.socket | None = None
         self._thread: threading.Thread | None = None
         self._powered = threading.Event()
@@ -159,56 +213,67 @@ class Slot:
         """Put `card` in; by default return once pcscd has powered it."""
         if self._inserted:
             raise RuntimeError(f"{self.reader} holds a card already")
-        self._inserted = True
+        self._inserted, self._card = True, card
         self._powered.clear()
-        self._thread = threading.Thread(target=self._serve, args=(card,), name=self.reader, daemon=True)
+        self._thread = threading.Thread(target=self._serve, name=self.reader, daemon=True)
         self._thread.start()
         if wait and not self._powered.wait(READY_TIMEOUT_S):
             raise RuntimeError(f"{self.reader} was not powered within {READY_TIMEOUT_S} s")
+
+    def exchange(self, card: Card) -> None:
+        """Exchange the chip of the card that is in, without pcscd noticing; in an empty slot, nothing happens."""
+        card.reset()
+        self._card = card
+
+    def insert_or_exchange(self, card: Card) -> None:
+        """Have `card` in the slot, the quickest way."""
+        if self._inserted and self._card.atr == card.atr:
+            self.exchange(card)
+            return
+        self.remove()
+        self.insert(card)
 
     def remove(self, *, wait: bool = True) -> None:
         """Pull the card out; by default return once pcscd has noticed. Without a card, do nothing."""
         if self._thread is None:
             return
         self._inserted = False
-        if self._connection is not None:
-            # Half-closed: the reader sees the card gone, and its own close tells us that it did.
-            self._shut(socket.SHUT_WR if wait else socket.SHUT_RDWR)
+        # Half-closed: the reader sees the card gone, and its own close tells us that it did.
+        self._shut(socket.SHUT_WR if wait else socket.SHUT_RDWR)
         self._thread.join(READY_TIMEOUT_S)
         self._thread = None
 
     def _shut(self, how: int) -> None:
-        try:
-            if self._connection is not None:
+        if self._connection is not None:
+            with contextlib.suppress(OSError):  # the reader may be faster
                 self._connection.shutdown(how)
-        except OSError:
-            return  # the reader was faster
 
-    def _serve(self, card: Card) -> None:
+    def _serve(self) -> None:
         while self._inserted:
             try:
                 self._connection = self._readers.dial(self._port)
             except OSError:
                 time.sleep(0.02)  # pcscd is down: a card stays where it is until power returns
                 continue
-            with self._connection as connection:
-                _answer_reader(connection, card, self._powered)
+            with self._connection as connection, contextlib.suppress(OSError):
+                if self._inserted:  # it may have been pulled out while the reader was being reached
+                    self._answer_reader(connection)
         self._connection = None
 
-
-def _answer_reader(connection: socket.socket, card: Card, powered: threading.Event) -> None:
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    try:
+    def _answer_reader(self, connection: socket.socket) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         while (frame := _receive(connection)) is not None:
             if len(frame) > 1:
-                _send(connection, card.transmit(frame))
+                _send(connection, self._card.transmit(frame))
             elif frame[0] == _GET_ATR:
-                _send(connection, card.atr)
-                powered.set()
+                _send(connection, self._card.atr)
+                self._powered.set()
             else:
-                card.reset()
-    except OSError:
-        return  # pcscd went away; the caller decides whether to dial again
+                self._card.reset()
+
+
+def _socket_path(directory: Path) -> Path:
+    return directory / "run" / "pcscd" / "pcscd.comm"
 
 
 def _receive(connection: socket.socket) -> bytes | None:
