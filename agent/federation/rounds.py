@@ -1,0 +1,90 @@
+"""Answers frames: finds the study, checks that it may run here now, and hands over to the stage's handler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from agent.core.errors import Fault, PeerProtocolError
+from agent.core.wire import Frame, Refusal, Stage
+from agent.federation.faults import RefusedError
+from agent.federation.studies import StudyRun, StudyShelf, broken_rule
+
+
+class StageHandler(Protocol):
+    """Answers the frames of one stage, or of several that belong together."""
+
+    def handle(self, run: StudyRun, frame: Frame) -> Frame:
+        """Answer a frame of an open study.
+
+        Raises:
+            PeerProtocolError: A rule of the protocol was broken; the other side learns no more than that.
+            RefusedError: Any other refusal, e.g. `declined` for whatever depends on data.
+        """
+        ...
+
+    def forget(self, run: StudyRun) -> None:
+        """Let go of whatever is kept for a run: it has ended."""
+        ...
+
+
+class OpenHandler:
+    """Stage OPEN: the study is the same on both sides, and a local data set fits it. Nothing about it leaves."""
+
+    def handle(self, run: StudyRun, frame: Frame) -> Frame:
+        """Compare the study; that it is open already says that the data fit."""
+        digest = frame.header.get("study_digest")
+        if not isinstance(digest, str):
+            raise broken_rule("an opening without a study digest")
+        if digest != run.folder.digest:
+            cause = broken_rule(f"another version of the study {run.study.id}")
+            raise RefusedError(Refusal.UNKNOWN_STUDY, cause)
+        return Frame(frame.study, frame.stage, frame.round, frame.attempt)
+
+    def forget(self, run: StudyRun) -> None:
+        """Nothing is kept."""
+
+
+class Rounds:
+    """The table of stages. Stage CLOSE is answered here: it must work whatever has become of the study."""
+
+    def __init__(self, shelf: StudyShelf, handlers: Mapping[Stage, StageHandler]) -> None:
+        """Prepare.
+
+        Args:
+            shelf: The studies.
+            handlers: Who answers which stage; a stage without handler is refused.
+        """
+        self._shelf = shelf
+        self._handlers = dict(handlers)
+
+    def answer(self, frame: Frame) -> Frame:
+        """Answer one frame.
+
+        Raises:
+            RefusedError: With what the other side may know, and the cause for the log.
+        """
+        if frame.stage is Stage.CLOSE:
+            self._shelf.close_run(frame.study, on_close=self._forget)
+            return Frame(frame.study, frame.stage, frame.round, frame.attempt)
+        try:
+            handler = self._handlers.get(frame.stage)
+            if handler is None:
+                raise broken_rule(f"a message of stage {frame.stage.value}, which this node does not take part in")
+            return handler.handle(self._shelf.run_of(frame.study, on_close=self._forget), frame)
+        except PeerProtocolError as error:
+            raise RefusedError(Refusal.PROTOCOL, error) from error
+        except RefusedError as refused:
+            # A worker that broke is not asked again; the study opens with a fresh one.
+            if refused.refusal is Refusal.DECLINED and refused.cause.fault in {Fault.SOFTWARE, Fault.HARDWARE}:
+                self._shelf.close_run(frame.study, on_close=self._forget)
+            raise
+
+    def _forget(self, run: StudyRun) -> None:
+        # One handler may serve several stages.
+        for handler in set(self._handlers.values()):
+            handler.forget(run)
+
+    def close(self) -> None:
+        """End all training, also what another thread waits for."""
+        self._shelf.close()

@@ -1,0 +1,346 @@
+"""Studies on this box: looked up in the configured directory, checked at every message, kept open between rounds."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from agent.core.clock import Clock
+from agent.core.errors import OperatorError, PeerProtocolError, SecureHealthError, SoftwareError
+from agent.core.ids import check_identifier
+from agent.core.wire import Refusal
+from agent.data.catalog import Dataset, load_catalog
+from agent.federation.faults import RefusedError, StoppedError
+from agent.trust.metrics import Moments
+from agent.trust.study import MAX_STUDY_BYTES, Study, parse_study, study_digest
+
+MAX_OPEN_STUDIES = 4
+"""Each open study keeps a training worker warm; beyond this the one used longest ago is closed."""
+
+Vector = npt.NDArray[np.float32]
+
+
+class RoundResult(Protocol):
+    """What a training worker gives back.
+
+    `update` has shape (m,) after training, else (0,); `weight` counts local training rows.
+    """
+
+    @property
+    def update(self) -> Vector:
+        """Parameters after local training minus parameters received."""
+        ...
+
+    @property
+    def weight(self) -> int:
+        """Local training rows."""
+        ...
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Values by the names of the study's metric layout."""
+        ...
+
+
+class Worker(Protocol):
+    """A training worker that stands ready for one study on one data set.
+
+    `close` may come from another thread, and ends a call under way.
+    """
+
+    @property
+    def initial_parameters(self) -> Vector:
+        """The study's own initial model, shape (m,)."""
+        ...
+
+    def moments(self) -> RoundResult:
+        """Count rows and sum the number fields."""
+        ...
+
+    def train(
+        self, parameters: Vector, *, round_number: int, moments: Mapping[str, Moments] | None = None
+    ) -> RoundResult:
+        """Train from `parameters`, shape (m,)."""
+        ...
+
+    def evaluate(self, parameters: Vector, *, moments: Mapping[str, Moments] | None = None) -> RoundResult:
+        """Score `parameters`, shape (m,), on the held-out rows."""
+        ...
+
+    def close(self) -> None:
+        """End it."""
+        ...
+
+
+OpenWorker = Callable[[Study, Path, Dataset], Worker]
+
+
+@dataclass(frozen=True, slots=True)
+class StudyFolder:
+    """A study as it lies on this box.
+
+    Args:
+        study: What `study.json` says.
+        digest: SHA-256 of `study.json`, hex.
+        model: The model file, not yet looked at.
+    """
+
+    study: Study
+    digest: str
+    model: Path
+
+
+@dataclass(slots=True, eq=False)
+class StudyRun:
+    """A study that is open: its data set fits, and its worker stands ready."""
+
+    folder: StudyFolder
+    dataset: Dataset
+    worker: Worker
+    initial_digest: str = field(init=False)
+    used_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.initial_digest = vector_digest(self.worker.initial_parameters)
+
+    @property
+    def study(self) -> Study:
+        """What `study.json` says."""
+        return self.folder.study
+
+
+class StudyShelf:
+    """All studies that this box was given, and those of them that are open."""
+
+    def __init__(self, directory: Path, catalog: Path, *, site: str, open_worker: OpenWorker, clock: Clock) -> None:
+        """Prepare; nothing is read yet.
+
+        Args:
+            directory: Holds `<study id>/study.json` and `<study id>/model.onnx`.
+            catalog: The catalog of local data sets; read anew for every study that opens.
+            site: This hospital.
+            open_worker: Starts a training worker.
+            clock: For expiry.
+        """
+        self._directory = directory
+        self._catalog = catalog
+        self._site = site
+        self._open_worker = open_worker
+        self._clock = clock
+        self._runs: dict[str, StudyRun] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def run_of(self, study_id: str, *, on_close: Callable[[StudyRun], None]) -> StudyRun:
+        """The open run of a study, opened if need be; the study is read and checked anew every time.
+
+        Args:
+            study_id: As the message says.
+            on_close: Told about runs that had to be closed on the way.
+
+        Raises:
+            RefusedError: The study is unknown, or may not run here now, or no local data set fits it.
+        """
+        folder = self._load(study_id)
+        check_permitted(folder.study, site=self._site, now=self._clock.now())
+        run = self._runs.get(study_id)
+        if run is not None and run.folder.digest != folder.digest:
+            self.close_run(study_id, on_close=on_close)
+            run = None
+        if run is None:
+            self._make_room(on_close)
+            run = self._open(folder)
+        run.used_s = self._clock.monotonic_s()
+        return run
+
+    def close_run(self, study_id: str, *, on_close: Callable[[StudyRun], None]) -> None:
+        """End a study's run, if it is open."""
+        with self._lock:
+            run = self._runs.pop(study_id, None)
+        if run is not None:
+            run.worker.close()
+            on_close(run)
+
+    def close(self) -> None:
+        """End all workers, also one that another thread waits for; nothing opens afterwards."""
+        with self._lock:
+            self._closed = True
+            runs = list(self._runs.values())
+        for run in runs:
+            run.worker.close()
+
+    def _make_room(self, on_close: Callable[[StudyRun], None]) -> None:
+        if len(self._runs) >= MAX_OPEN_STUDIES:
+            oldest = min(self._runs, key=lambda name: self._runs[name].used_s)
+            self.close_run(oldest, on_close=on_close)
+
+    def _load(self, study_id: str) -> StudyFolder:
+        try:
+            return load_study(self._directory, study_id)
+        except OperatorError as error:
+            raise RefusedError(Refusal.UNKNOWN_STUDY, error) from error
+
+    def _open(self, folder: StudyFolder) -> StudyRun:
+        # From here on every cause may depend on this hospital's data: one word for all of them.
+        with declining(folder.study):
+            check_model(folder)
+            dataset = choose_dataset(self._catalog, folder.study)
+            worker = self._open_worker(folder.study, folder.model, dataset)
+            run = StudyRun(folder, dataset, worker)
+        with self._lock:
+            if not self._closed:
+                self._runs[folder.study.id] = run
+                return run
+        worker.close()
+        raise StoppedError
+
+
+def load_study(directory: Path, study_id: str) -> StudyFolder:
+    """Read a study from its folder.
+
+    Raises:
+        OperatorError: There is none of that name, it cannot be read, or it is not valid.
+    """
+    folder = directory / check_identifier(study_id, kind="study")
+    try:
+        with (folder / "study.json").open("rb") as stream:
+            data = stream.read(MAX_STUDY_BYTES + 1)
+    except OSError as error:
+        raise OperatorError(
+            "study.unknown",
+            f"This box was not given the study {study_id}.",
+            next_step="Install the study here, or ask its coordinator why it was sent.",
+        ) from error
+    study = parse_study(data)
+    if study.id != study_id:
+        raise OperatorError(
+            "study.wrong_folder",
+            f"The folder {study_id} holds the study {study.id}.",
+            next_step="Install the study under its own name.",
+        )
+    return StudyFolder(study, study_digest(data), folder / "model.onnx")
+
+
+def check_permitted(study: Study, *, site: str, now: datetime) -> None:
+    """Check what does not depend on data: this site is named, and the study has not expired.
+
+    Raises:
+        RefusedError: It may not run here now.
+    """
+    if site not in study.sites:
+        cause = OperatorError(
+            "study.site_not_named",
+            f"The study {study.id} does not name this hospital ({site}).",
+            next_step="Ask the study's requester; nothing was done.",
+        )
+        raise RefusedError(Refusal.NOT_PERMITTED, cause)
+    if now >= study.expires:
+        cause = OperatorError(
+            "study.expired",
+            f"The study {study.id} expired on {study.expires:%Y-%m-%d %H:%M %Z}.",
+            next_step="Ask the study's requester for an extended study; nothing was done.",
+        )
+        raise RefusedError(Refusal.NOT_PERMITTED, cause)
+
+
+def check_model(folder: StudyFolder) -> None:
+    """Check that the model file is the one that the study names; its content is the worker's to read.
+
+    Raises:
+        OperatorError: It is missing, or another one.
+    """
+    spec = folder.study.model
+    try:
+        with folder.model.open("rb") as stream:
+            size = stream.seek(0, 2)
+            stream.seek(0)
+            same = size == spec.size_bytes and hashlib.file_digest(stream, "sha256").hexdigest() == spec.digest
+    except OSError as error:
+        raise _wrong_model(folder, f"cannot be read: {error.strerror}") from error
+    if not same:
+        raise _wrong_model(folder, "is not the one that the study names")
+
+
+def choose_dataset(catalog: Path, study: Study) -> Dataset:
+    """The local data set that the study is about: the first, by name, of its schema.
+
+    Raises:
+        OperatorError: The catalog cannot be used, or has none.
+    """
+    fitting = load_catalog(catalog).with_schema(study.data.schema_name)
+    if not fitting:
+        raise OperatorError(
+            "study.no_dataset",
+            f"The study {study.id} needs a data set of schema {study.data.schema_name}; the catalog has none.",
+            next_step="Add the data set to the catalog, or leave the study out.",
+        )
+    return min(fitting, key=lambda dataset: dataset.id)
+
+
+@contextmanager
+def declining(study: Study) -> Iterator[None]:
+    """Turn every failure inside into `declined`: whatever fails on the data must look the same from outside."""
+    try:
+        yield
+    except SecureHealthError as error:
+        raise RefusedError(Refusal.DECLINED, error) from error
+    # Even a fault of our own may show on one hospital's data only.
+    except Exception as error:
+        cause = SoftwareError(
+            "rounds.training_failed",
+            f"Training for the study {study.id} failed unexpectedly ({type(error).__name__}).",
+            next_step="Report it with the log; the study goes on without this hospital's answer.",
+        )
+        raise RefusedError(Refusal.DECLINED, cause) from error
+
+
+def vector_digest(vector: Vector) -> str:
+    """SHA-256 of a model vector's little-endian bytes, in hex."""
+    return hashlib.sha256(np.ascontiguousarray(vector, dtype="<f4").data).hexdigest()
+
+
+def parse_parameters(run: StudyRun, payload: bytes | memoryview, *, round_number: int) -> Vector:
+    """Read a model vector that the coordinator sent.
+
+    Args:
+        run: The study.
+        payload: Little-endian float32, shape (m,).
+        round_number: Round 1 must start from exactly the study's own model.
+
+    Raises:
+        PeerProtocolError: It has another length, is not finite, or is not the study's own model in round 1.
+    """
+    if len(payload) != 4 * run.study.model.parameters:
+        raise broken_rule(f"a model of {len(payload)} bytes where {4 * run.study.model.parameters} belong")
+    vector = np.frombuffer(payload, dtype="<f4")
+    if not np.isfinite(vector).all():
+        raise broken_rule("a model that is not finite")
+    if round_number == 1 and vector_digest(vector) != run.initial_digest:
+        raise broken_rule("a first model that is not the study's own")
+    return vector
+
+
+def broken_rule(what: str) -> PeerProtocolError:
+    """The coordinator broke a rule; which one stays in the local log."""
+    return PeerProtocolError(
+        "rounds.broken_rule",
+        f"The coordinator sent {what}.",
+        next_step="Nothing was computed. If it repeats, ask the coordinator's operator.",
+    )
+
+
+def _wrong_model(folder: StudyFolder, what: str) -> OperatorError:
+    return OperatorError(
+        "study.wrong_model",
+        f"The model file of the study {folder.study.id} {what}.",
+        next_step="Install the study again, with its model.",
+    )

@@ -1,0 +1,196 @@
+"""A hospital's box on loopback: its files, and the agent as a process of its own that can be stopped and killed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from agent.core.errors import HardwareError
+from agent.core.terminal import run_command
+from agent.identity.key import init_key
+from agent.service.main import run_agent
+from agent.service.state import AgentStatus, load_status
+from agent.trust.study import Study, parse_study, study_digest
+from tests.simulators.superlink import RunningSuperLink, wait_until
+from tests.simulators.trainer import played_opener
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MODEL = b"no model: the played worker reads none"
+STUDY_ID = "played-study"
+
+
+def study_json(sites: tuple[str, ...] = ("hospital-a",), **changes: Any) -> bytes:  # noqa: ANN401 - any part of a study
+    """A small study as a file; `changes` replace its top-level fields."""
+    content: dict[str, Any] = {
+        "id": STUDY_ID,
+        "title": "A played study",
+        "purpose": "To test the way of a message.",
+        "requester": "The tests",
+        "sites": sites,
+        "rounds": 3,
+        "expires": (datetime.now(UTC) + timedelta(days=1)).isoformat(),
+        "model": {"digest": hashlib.sha256(MODEL).hexdigest(), "size_bytes": len(MODEL), "parameters": 10},
+        "data": {
+            "schema_name": "played",
+            "features": [{"name": "age", "kind": "number", "minimum": 0, "maximum": 120}],
+            "label": {"field": "ill"},
+        },
+        "plan": {"learning_rate": 0.1, "batch_size": 8, "epochs": 1, "seed": 500},
+    }
+    return json.dumps(content | changes).encode()
+
+
+def install_study(directory: Path, data: bytes, *, model: bytes = MODEL) -> tuple[Study, str]:
+    """Write a study's folder; returns the study and its digest."""
+    study = parse_study(data)
+    folder = directory / study.id
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "study.json").write_bytes(data)
+    (folder / "model.onnx").write_bytes(model)
+    return study, study_digest(data)
+
+
+@dataclass(slots=True)
+class RunningHospital:
+    """One box's directory and agent."""
+
+    directory: Path
+    site: str
+    public_key: ec.EllipticCurvePublicKey
+    process: subprocess.Popen[bytes] | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def prepare(
+        cls,
+        directory: Path,
+        superlink: RunningSuperLink,
+        *,
+        site: str = "hospital-a",
+        study: bytes | None = None,
+        settings: Mapping[str, object] | None = None,
+    ) -> Self:
+        """Write key, catalog, study and configuration; nothing is registered and nothing runs.
+
+        Args:
+            directory: The box's own.
+            superlink: Where it shall join.
+            site: The hospital.
+            study: Its `study.json`; None takes a small one.
+            settings: Additional `[federation]` settings.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        key = init_key(f"software:{directory / 'node.key'}")
+        install_study(directory / "studies", study or study_json((site,)))
+        (directory / "catalog.toml").write_text(
+            '[datasets.local]\nschema = "played"\nsource = "local.csv"\n', encoding="utf-8"
+        )
+        federation = {"allow_plain": True, "idle_poll_s": 0.3} | dict(settings or {})
+        lines = [f"{name} = {json.dumps(value)}" for name, value in federation.items()]
+        (directory / "agent.toml").write_text(
+            f"""[node]
+site = "{site}"
+state_directory = "state"
+environment = "demo"
+[superlink]
+address = "{superlink.address}"
+root_certificates = "{superlink.root_certificate.resolve()}"
+[key]
+uri = "software:{directory / "node.key"}"
+[data]
+catalog = "catalog.toml"
+[studies]
+directory = "studies"
+[federation]
+"""
+            + "\n".join(lines),
+            encoding="utf-8",
+        )
+        return cls(directory, site, key.public_key())
+
+    @property
+    def config(self) -> Path:
+        """The agent's configuration file."""
+        return self.directory / "agent.toml"
+
+    @property
+    def status(self) -> AgentStatus | None:
+        """How the agent says it does; None while none runs."""
+        return load_status(self.directory / "state")
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """The agent's events so far, of all its processes."""
+        text = (self.directory / "agent.log").read_text(encoding="utf-8", errors="replace")
+        return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+    def start(self, *, training_s: float = 0.0) -> None:
+        """Start the agent with played workers that take so long a call."""
+        if self.process is not None and self.process.poll() is None:
+            raise HardwareError("tests.running", "The agent runs already.", next_step="Stop it.")
+        command = [sys.executable, "-m", "tests.simulators.hospital", str(self.config), str(training_s)]
+        with (self.directory / "agent.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=REPOSITORY,
+                env=os.environ | self.environment,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+            )
+
+    def wait_for_link(self, link: str = "online", *, limit_s: float = 30.0) -> float:
+        """Wait until the agent stands so to its SuperLink; returns how many seconds that took."""
+        return wait_until(
+            lambda: self.status is not None and self.status.link == link, limit_s=limit_s, what=f"{self.site} {link}"
+        )
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """All events of one name."""
+        return [event for event in self.log if event.get("event") == name]
+
+    def stop(self) -> tuple[int, float]:
+        """SIGTERM; returns exit status and seconds."""
+        assert self.process is not None
+        begin = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        status = self.process.wait(20)
+        return status, time.monotonic() - begin
+
+    def kill(self) -> None:
+        """SIGKILL, as a power cut would."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(10)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.kill()
+
+
+def main() -> int:
+    """The agent's process: the real service, with played workers."""
+    config, training_s = Path(sys.argv[1]), float(sys.argv[2])
+    return run_command(lambda: run_agent(config, opener=lambda _: played_opener(training_s=training_s)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
