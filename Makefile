@@ -5,7 +5,7 @@ SETUP := build/.setup
 export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 
-.PHONY: demo test check bench setup lint clean
+.PHONY: demo test check bench docs setup lint clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -26,6 +26,10 @@ lint: setup
 
 bench: setup
 	$(PY) -m tests.bench $(ROWS)
+
+# Pages of docs/ that are made from the code.
+docs: setup
+	$(PY) -m tests.handbook
 
 setup: $(SETUP)
 

@@ -1,0 +1,270 @@
+"""Founds a consortium on loopback: a CA, a SuperLink, a study, and hospitals, each with its own key, file and agent."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TypeVar
+
+from agent.core.errors import SecureHealthError
+from agent.identity.key import HardwareKey, init_key
+from agent.statements.roots import EvidenceClass
+from agent.trust.roster import Roster, encode_roster, roster_node
+from agent.trust.study import Study
+from provisioning.authority.superlink import flower_environment
+from tests.demo.cohorts import Cohort, Hospital
+from tests.demo.live import View
+from tests.demo.parts import Part, PartFailedError, stop_all, tail
+from tests.simulators.superlink import RunningSuperLink, SimulatorError
+from tests.simulators.swtpm import SwtpmMaker
+
+Result = TypeVar("Result")
+
+AGENT = Path(sys.executable).parent / "seh-agent"
+WORKERS = 4
+"""Commands that run side by side: a little more than a small machine has cores, as each waits for the network too."""
+
+
+@dataclass(slots=True)
+class Member:
+    """A hospital in the consortium.
+
+    Args:
+        hospital: Who.
+        directory: All that belongs to it.
+        key: Its node key.
+        agent: Its agent process, once started.
+    """
+
+    hospital: Hospital
+    directory: Path
+    key: HardwareKey
+    agent: Part | None = None
+
+    @property
+    def state_directory(self) -> Path:
+        """The agent's own."""
+        return self.directory / "state"
+
+
+@dataclass(slots=True)
+class Consortium:
+    """A founded consortium; `close` ends all its processes.
+
+    Args:
+        directory: Where it lies.
+        study: What it is to do.
+        study_file: The study as the hospitals hold it.
+        model_file: The untrained model.
+        superlink: The SuperLink.
+        members: The hospitals.
+    """
+
+    directory: Path
+    study: Study
+    study_file: bytes
+    model_file: bytes
+    superlink: RunningSuperLink
+    members: tuple[Member, ...]
+    _stack: ExitStack = field(repr=False)
+
+    def start_agents(self, view: View) -> None:
+        """Start every hospital's agent."""
+        environment = flower_environment(self.directory / "home")
+        for member in self.members:
+            site = member.hospital.site
+            member.agent = Part.start(
+                f"agent of {member.hospital.name}",
+                [str(AGENT), "run", "--config", str(member.directory / "agent.toml")],
+                log=member.directory / "agent.log",
+                environment=environment,
+            )
+            view.hospital(site, state="starting")
+
+    def check(self) -> None:
+        """Raise if a process has ended by itself.
+
+        Raises:
+            PartFailedError: One has; the error names it.
+        """
+        for member in self.members:
+            if member.agent is not None:
+                member.agent.check()
+        process = self.superlink.process
+        if process is None or process.poll() is not None:
+            log = self.superlink.directory / "superlink.log"
+            raise PartFailedError("SuperLink", "it ended by itself", next_step=f"Read its log: {log}", log=tail(log))
+
+    def close(self) -> None:
+        """End everything, agents first, so that they can say goodbye to the SuperLink."""
+        stop_all([member.agent for member in self.members if member.agent is not None])
+        self._stack.close()
+
+
+def can_use_tpm() -> str:
+    """Why no software TPM can be used here; empty where one can."""
+    missing = [tool for tool in ("swtpm", "swtpm_setup", "swtpm_localca") if shutil.which(tool) is None]
+    if missing:
+        return f"{', '.join(missing)} is not installed"
+    if importlib.util.find_spec("tpm2_pytss") is None:
+        return "the Python package tpm2-pytss is not installed"
+    return ""
+
+
+def found_consortium(
+    directory: Path, cohort: Cohort, hospitals: Sequence[Hospital], *, rounds: int, key: str, now: datetime, view: View
+) -> Consortium:
+    """Found it, up to the point where the agents can start.
+
+    Args:
+        directory: An empty directory.
+        cohort: The data set.
+        hospitals: Who takes part.
+        rounds: Rounds of training.
+        key: `tpm` or `software`.
+        now: When the study is published.
+        view: Where to report to.
+
+    Raises:
+        PartFailedError: A part did not come up; nothing is left running.
+    """
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(WORKERS, "found"))
+        starting = pool.submit(RunningSuperLink.start, directory / "superlink")
+        stack.callback(_kill_started, starting)
+        makers = _KeyMaker(directory, key, stack)
+        members = _result_of("keys", lambda: tuple(_make_members(pool, directory, hospitals, makers, view)))
+        study, study_file, model = _write_study(directory, cohort, hospitals, members, rounds=rounds, now=now)
+        superlink = _result_of("SuperLink", starting.result)
+        for member in members:
+            _write_hospital(member, cohort, superlink, study.id, study_file, model)
+        _register(pool, superlink, members, view)
+        return Consortium(directory, study, study_file, model, superlink, members, stack.pop_all())
+
+
+class _KeyMaker:
+    """Makes each hospital's key, in a TPM of its own where TPMs are wanted."""
+
+    def __init__(self, directory: Path, kind: str, stack: ExitStack) -> None:
+        self._directory, self._kind, self._stack = directory, kind, stack
+        self._maker = stack.enter_context(SwtpmMaker()) if kind == "tpm" else None
+
+    def make(self, site: str) -> HardwareKey:
+        """The key of one site."""
+        if self._maker is None:
+            return init_key(f"software:{self._directory / site / 'node.key'}")
+        tpm = self._maker.make(site)
+        self._stack.enter_context(tpm)
+        return init_key(tpm.uri)
+
+
+def _make_members(
+    pool: ThreadPoolExecutor, directory: Path, hospitals: Sequence[Hospital], maker: _KeyMaker, view: View
+) -> list[Member]:
+    def make(hospital: Hospital) -> Member:
+        home = directory / hospital.site
+        home.mkdir()
+        key = maker.make(hospital.site)
+        view.hospital(hospital.site, state="key made", key=describe_key(key))
+        return Member(hospital, home, key)
+
+    return list(pool.map(make, hospitals))
+
+
+def describe_key(key: HardwareKey) -> str:
+    """A key in a few words."""
+    return {"tpm": "key in its TPM", "software": "key in a file"}.get(key.kind.value, f"{key.kind.value} key")
+
+
+def _write_study(
+    directory: Path,
+    cohort: Cohort,
+    hospitals: Sequence[Hospital],
+    members: Sequence[Member],
+    *,
+    rounds: int,
+    now: datetime,
+) -> tuple[Study, bytes, bytes]:
+    model = cohort.model(cohort.data.width)
+    study = cohort.study(hospitals, model, rounds=rounds, now=now)
+    study_file = study.model_dump_json(indent=2).encode() + b"\n"
+    nodes = {
+        member.hospital.site: (
+            roster_node(member.hospital.site, member.key.kind, EvidenceClass.NONE, member.key.public_key()),
+        )
+        for member in members
+    }
+    (directory / "study.json").write_bytes(study_file)
+    (directory / "model.onnx").write_bytes(model)
+    (directory / "roster.json").write_bytes(encode_roster(Roster(nodes)))
+    return study, study_file, model
+
+
+def _write_hospital(
+    member: Member, cohort: Cohort, superlink: RunningSuperLink, study_id: str, study_file: bytes, model: bytes
+) -> None:
+    """What lies on a hospital's box: its own file and nobody else's, the study, the roster, and the configuration."""
+    home, source = member.directory, member.hospital.source
+    (home / "data").mkdir()
+    shutil.copyfile(source, home / "data" / source.name)
+    (home / "catalog.toml").write_text(cohort.catalog_text(member.hospital, Path("data") / source.name))
+    shelf = home / "studies" / study_id
+    shelf.mkdir(parents=True)
+    (shelf / "study.json").write_bytes(study_file)
+    (shelf / "model.onnx").write_bytes(model)
+    shutil.copyfile(home.parent / "roster.json", home / "roster.json")
+    (home / "agent.toml").write_text(
+        _as_toml(
+            {
+                "node": {"site": member.hospital.site, "state_directory": "state", "environment": "demo"},
+                "superlink": {
+                    "address": superlink.address,
+                    "root_certificates": str(superlink.root_certificate.resolve()),
+                },
+                "key": {"uri": member.key.uri},
+                "data": {"catalog": "catalog.toml"},
+                "studies": {"directory": "studies"},
+                "roster": {"file": "roster.json"},
+                "training": {"device": "auto"},
+                "federation": {"allow_plain": True},
+            }
+        )
+    )
+
+
+def _as_toml(tables: Mapping[str, Mapping[str, str | bool]]) -> str:
+    # A TOML basic string and a TOML boolean are written as in JSON.
+    lines = []
+    for table, entries in tables.items():
+        lines += [f"[{table}]", *(f"{name} = {json.dumps(value)}" for name, value in entries.items()), ""]
+    return "\n".join(lines)
+
+
+def _register(pool: ThreadPoolExecutor, superlink: RunningSuperLink, members: Sequence[Member], view: View) -> None:
+    def register(member: Member) -> None:
+        superlink.register(member.key.public_key(), name=member.hospital.site)
+        view.hospital(member.hospital.site, state="registered")
+
+    _result_of("registration at the SuperLink", lambda: list(pool.map(register, members)))
+
+
+def _result_of(part: str, work: Callable[[], Result]) -> Result:
+    try:
+        return work()
+    except SecureHealthError as error:
+        raise PartFailedError(part, error.sentence, next_step=error.next_step) from error
+    except (SimulatorError, RuntimeError, OSError) as error:
+        raise PartFailedError(part, str(error), next_step="Run `make demo` again; if it repeats, report it.") from error
+
+
+def _kill_started(starting: Future[RunningSuperLink]) -> None:
+    if starting.exception() is None:
+        starting.result().stop()

@@ -1,0 +1,14 @@
+"""`python -m tests.handbook`: write the pages of docs/ that are made from the code."""
+
+from __future__ import annotations
+
+from tests.handbook.errors import ROOT, page
+
+
+def main() -> None:
+    """Write all pages."""
+    (ROOT / "docs" / "errors.md").write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
