@@ -89,7 +89,7 @@ SHORT_CALL_S = 1.5
 
 RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
-_MALFORMED_OBJECT = (DecodeError, KeyError, IndexError, TypeError, ValueError)
+_MALFORMED_OBJECT = (DecodeError, KeyError, IndexError, OverflowError, RecursionError, TypeError, ValueError)
 _PASSING_STATUS = {
     HTTPStatus.TOO_MANY_REQUESTS,
     HTTPStatus.BAD_GATEWAY,
@@ -380,8 +380,7 @@ class Fleet:
         if status == HTTPStatus.UNAUTHORIZED:
             self.signed.forget()
             return self._why_rejected(response)
-        flower = FlowerError.from_json(response.text)
-        code = flower.code if flower is not None else None
+        code = _flower_code(response.text)
         if code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
             return ActivationRefusedError(
                 "fleet.activation_refused",
@@ -443,6 +442,14 @@ def unpack_delivery(data: bytes) -> Delivery:
     except _MALFORMED_OBJECT as error:
         raise _malformed("a head that cannot be read") from error
     return Delivery(message, ObjectTree(object_id=message.metadata.message_id))
+
+
+def _flower_code(text: str) -> int | None:
+    try:
+        flower = FlowerError.from_json(text)
+    except RecursionError:
+        return None
+    return None if flower is None else int(flower.code)
 
 
 def _check_tree(tree: ObjectTree, *, max_parts: int) -> tuple[list[str], str]:
