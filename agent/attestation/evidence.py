@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
+import cbor2
+
+from agent.attestation.reader import malformed
 from agent.statements.roots import KeyKind
+
+MAX_EVIDENCE_BYTES = 2 << 20
+_MAX_PARTS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,3 +29,46 @@ class Evidence:
     kind: KeyKind
     public_key: bytes
     parts: Mapping[str, bytes]
+
+    def part(self, name: str) -> bytes:
+        """One part.
+
+        Raises:
+            PeerProtocolError: It is missing.
+        """
+        if name not in self.parts:
+            raise malformed(f"no {name.replace('_', ' ')}")
+        return self.parts[name]
+
+
+def encode_evidence(evidence: Evidence) -> bytes:
+    """Evidence as CBOR; the inverse of `parse_evidence`."""
+    fields = {"kind": evidence.kind.value, "public_key": evidence.public_key, "parts": dict(evidence.parts)}
+    return cbor2.dumps(fields, canonical=True)
+
+
+def parse_evidence(data: bytes) -> Evidence:
+    """Parse evidence from its CBOR; nothing in it is verified yet.
+
+    Raises:
+        PeerProtocolError: The bytes are none, or exceed our limits.
+    """
+    if len(data) > MAX_EVIDENCE_BYTES:
+        raise malformed("more bytes than evidence may have")
+    stream = io.BytesIO(data)
+    try:
+        value = cbor2.load(stream)
+    except (cbor2.CBORDecodeError, ValueError, TypeError, RecursionError, OverflowError) as error:
+        raise malformed("a form that is not CBOR") from error
+    if stream.tell() != len(data) or not isinstance(value, dict) or set(value) != {"kind", "public_key", "parts"}:
+        raise malformed("other fields than evidence has")
+    return _evidence_from(value)
+
+
+def _evidence_from(value: dict[str, object]) -> Evidence:
+    kind, public_key, parts = value["kind"], value["public_key"], value["parts"]
+    if kind not in set(KeyKind) or not isinstance(public_key, bytes) or not isinstance(parts, dict):
+        raise malformed("fields of another type than evidence has")
+    if len(parts) > _MAX_PARTS or not all(isinstance(k, str) and isinstance(v, bytes) for k, v in parts.items()):
+        raise malformed("parts that are not named byte strings")
+    return Evidence(KeyKind(str(kind)), public_key, MappingProxyType(parts))

@@ -180,6 +180,10 @@ class HardwareKey(ABC):
             HardwareError: This kind or device has none (`identity.no_evidence`).
         """
 
+    def evidence_names(self) -> tuple[bytes, bytes]:
+        """What an exchange's qualifying data names: the endorsement key (empty outside a TPM) and this key."""
+        return b"", bytes.fromhex(self.key_id)
+
     @abstractmethod
     def _signature_over(self, message: bytes) -> bytes:
         """The signature bytes of this kind over `message` (`agent.statements.roots` gives their form)."""

@@ -1,30 +1,24 @@
 """Keys in a TPM 2.0: made inside it, bound to it, used without a person.
 
-`tpm:<tcti>?key=<handle>`: the TCTI as the TSS names it (`device:/dev/tpmrm0` when empty), and the key's persistent
-handle. The storage root key stands at 0x81000001, where the TCG's provisioning guidance puts it.
+`tpm:<tcti>?key=<handle>&ek=<profile>`: the TCTI as the TSS names it (`device:/dev/tpmrm0` when empty), the node key's
+persistent handle, and which endorsement key speaks for the TPM (`p384`, `p256`, `rsa2048`; the best when absent).
 """
 
 from __future__ import annotations
 
-import hashlib
+from dataclasses import dataclass
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_der_public_key
-from tpm2_pytss import (
-    ESAPI,
-    TPM2B_PUBLIC,
-    TPM2B_SENSITIVE_CREATE,
-    TPMT_SIG_SCHEME,
-    TPMT_TK_HASHCHECK,
-    TSS2_Exception,
-)
-from tpm2_pytss.constants import ESYS_TR, TPM2_ALG, TPM2_RH, TPM2_ST, TPMA_OBJECT
+from tpm2_pytss import ESAPI, TPM2B_PUBLIC, TSS2_Exception
+from tpm2_pytss.constants import ESYS_TR
 from typing_extensions import override
 
+from agent.attestation.credential import Credential
 from agent.attestation.evidence import Evidence
-from agent.core.errors import HardwareError, OperatorError
+from agent.attestation.structures import parse_public
+from agent.core.errors import HardwareError, OperatorError, PeerProtocolError
 from agent.identity.key import (
     Capabilities,
     FoundDevice,
@@ -33,23 +27,25 @@ from agent.identity.key import (
     Presence,
     PresenceState,
     foreign_key,
-    no_evidence,
     parse_key_uri,
 )
 from agent.identity.signing import SigningKey
-from agent.identity.tpm_device import DEFAULT_TCTI, TPMDevice, flushed, is_missing
-from agent.statements.roots import KeyKind, hash_for
+from agent.identity.tpm_device import DEFAULT_TCTI, TPMDevice, flushed
+from agent.identity.tpm_evidence import EK_PROFILES, activate, gather, read_endorsement
+from agent.identity.tpm_objects import (
+    SRK_HANDLE,
+    create_signing_key,
+    elliptic_key,
+    ensure_signing_key,
+    find,
+    is_there,
+    public_area,
+    sign,
+)
+from agent.statements.roots import KeyKind, hash_for, public_key_bytes
 
-SRK_HANDLE: Final = 0x81000001
 NODE_KEY_HANDLE: Final = 0x81020001
 """In the range that the TCG's registry of reserved handles leaves to the owner."""
-
-_BOUND = TPMA_OBJECT.FIXEDTPM | TPMA_OBJECT.FIXEDPARENT | TPMA_OBJECT.SENSITIVEDATAORIGIN
-# NODA: a wrong authorisation elsewhere must not lock the node out. USERWITHAUTH: no person is needed.
-_UNATTENDED = _BOUND | TPMA_OBJECT.USERWITHAUTH | TPMA_OBJECT.NODA
-_STORAGE_TEMPLATE = ("ecc256:aes128cfb", _UNATTENDED | TPMA_OBJECT.RESTRICTED | TPMA_OBJECT.DECRYPT)
-_SIGNING_TEMPLATE = ("ecc256:ecdsa-sha256:null", _UNATTENDED | TPMA_OBJECT.SIGN_ENCRYPT)
-
 
 _STATE_FOR_CODE = {
     "identity.tpm_busy": PresenceState.BUSY,
@@ -65,8 +61,8 @@ def open_key(uri: str, _person: Person) -> TPMKey:
     Raises:
         HardwareError: The TPM is gone, or holds no such key.
     """
-    device, handle = _parse_uri(uri)
-    return TPMKey(uri, device, handle, load_public_key_at(device, handle))
+    place = _parse_uri(uri)
+    return TPMKey(uri, place, place.load_public_key())
 
 
 def init_key(uri: str, _person: Person) -> TPMKey:
@@ -75,19 +71,46 @@ def init_key(uri: str, _person: Person) -> TPMKey:
     Raises:
         HardwareError: The TPM is gone, or its owner authorisation is set (keys are made before that).
     """
-    device, handle = _parse_uri(uri)
-    device.run(lambda esapi: _ensure_key(esapi, handle))
-    return TPMKey(uri, device, handle, load_public_key_at(device, handle))
+    place = _parse_uri(uri)
+    place.device.run(lambda esapi: ensure_signing_key(esapi, place.handle))
+    return TPMKey(uri, place, place.load_public_key())
 
 
 def find_devices() -> tuple[FoundDevice, ...]:
     """The TPM behind the kernel's resource manager, if there is one."""
     device = TPMDevice(DEFAULT_TCTI, patience_s=0.0)
     try:
-        holds_key = device.run(lambda esapi: _is_there(esapi, NODE_KEY_HANDLE))
+        holds_key = device.run(lambda esapi: is_there(esapi, NODE_KEY_HANDLE))
     except HardwareError:
         return ()
     return (FoundDevice("tpm:", f"TPM at {DEFAULT_TCTI}", holds_key),)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a key stands.
+
+    Args:
+        device: The TPM.
+        handle: The key's persistent handle.
+        ek: Which endorsement key speaks for the TPM; None for the best that it has.
+    """
+
+    device: TPMDevice
+    handle: int
+    ek: str | None
+
+    def find(self, esapi: ESAPI) -> ESYS_TR:
+        """The key, over an open connection."""
+        return find(esapi, self.handle)
+
+    def load_public_key(self) -> ec.EllipticCurvePublicKey:
+        """The public half of what stands there now.
+
+        Raises:
+            HardwareError: The TPM is gone, or nothing is there (`identity.no_key`).
+        """
+        return elliptic_key(self.device.run(lambda esapi: public_area(esapi, self.find(esapi))))
 
 
 class TPMKey(HardwareKey):
@@ -95,18 +118,21 @@ class TPMKey(HardwareKey):
 
     Args:
         uri: What named it.
-        device: The TPM.
-        handle: Persistent handle.
+        place: Where it stands.
         public_key: What was there when it was opened; another TPM's signatures are refused.
     """
 
     kind = KeyKind.TPM
 
-    def __init__(self, uri: str, device: TPMDevice, handle: int, public_key: ec.EllipticCurvePublicKey) -> None:
+    def __init__(self, uri: str, place: Place, public_key: ec.EllipticCurvePublicKey) -> None:
         self.uri = uri
-        self.device = device
-        self._handle = handle
+        self._place = place
         self._public_key = public_key
+
+    @property
+    def device(self) -> TPMDevice:
+        """The TPM that holds it."""
+        return self._place.device
 
     @property
     def capabilities(self) -> Capabilities:
@@ -121,7 +147,7 @@ class TPMKey(HardwareKey):
         """Whether the key would answer now."""
         device = f"TPM at {self.device.tcti}"
         try:
-            found = load_public_key_at(self.device, self._handle)
+            found = self._place.load_public_key()
         except HardwareError as error:
             state = _STATE_FOR_CODE.get(error.code, PresenceState.ABSENT)
             return Presence(state, device, error.next_step)
@@ -131,16 +157,48 @@ class TPMKey(HardwareKey):
 
     @override
     def attest(self, qualifying_data: bytes) -> Evidence:
-        """Show evidence that the key lives in the TPM."""
-        raise no_evidence(self.kind)
+        """Show everything that the TPM can: its maker's certificate, this key certified, the boot state quoted.
+
+        Args:
+            qualifying_data: (32,), of the exchange, computed over `evidence_names`.
+        """
+        place = self._place
+        parts = self.device.run(lambda esapi: gather(esapi, place.find(esapi), qualifying_data, choice=place.ek))
+        return Evidence(self.kind, public_key_bytes(self._public_key), parts)
+
+    @override
+    def evidence_names(self) -> tuple[bytes, bytes]:
+        """Names of the endorsement key and of the node key."""
+        return self.device.run(self._read_names)
+
+    def activate(self, credential: Credential) -> bytes:
+        """Open a relying party's credential; the secret shows that both keys live in one TPM.
+
+        Raises:
+            PeerProtocolError: It was made for another TPM or another key (`identity.foreign_credential`).
+        """
+        try:
+            return self.device.run(lambda esapi: activate(esapi, credential, choice=self._place.ek))
+        except HardwareError as error:
+            if not isinstance(error.__cause__, TSS2_Exception) or error.code != "identity.tpm_refused":
+                raise
+            raise PeerProtocolError(
+                "identity.foreign_credential",
+                "The TPM cannot open what the registrar sent: it was made for another box.",
+                next_step="Begin the enrolment anew.",
+            ) from error
+
+    def _read_names(self, esapi: ESAPI) -> tuple[bytes, bytes]:
+        key = parse_public(public_area(esapi, self._place.find(esapi)))
+        return read_endorsement(esapi, self._place.ek).public.name, key.name
 
     def new_session_key(self) -> ec.EllipticCurvePrivateKey:
         """A fresh P-256 key inside the TPM; it is gone with this process."""
-        private, public = self.device.run(_create_signing_key)
+        private, public = self.device.run(create_signing_key)
         return SigningKey(_TransientKey(self.device, private, public))
 
     def _signature_over(self, message: bytes) -> bytes:
-        signature = self.device.run(lambda esapi: _sign(esapi, _find(esapi, self._handle), message))
+        signature = self.device.run(lambda esapi: sign(esapi, self._place.find(esapi), message))
         _check_ours(self._public_key, signature, message)
         return signature
 
@@ -152,85 +210,19 @@ class _TransientKey:
         self._device = device
         self._private = private
         self._public = public
-        self._public_key = _to_public_key(public)
+        self._public_key = elliptic_key(public.publicArea.marshal())
 
     def public_key(self) -> ec.EllipticCurvePublicKey:
         return self._public_key
 
     def sign(self, message: bytes) -> bytes:
-        signature = self._device.run(lambda esapi: self._load_and_sign(esapi, message))
+        signature = self._device.run(lambda esapi: self._load_andsign(esapi, message))
         _check_ours(self._public_key, signature, message)
         return signature
 
-    def _load_and_sign(self, esapi: ESAPI, message: bytes) -> bytes:
-        with flushed(esapi, esapi.load(_find(esapi, SRK_HANDLE), self._private, self._public)) as key:
-            return _sign(esapi, key, message)
-
-
-def load_public_key_at(device: TPMDevice, handle: int) -> ec.EllipticCurvePublicKey:
-    """Read the public half of the key at a persistent handle.
-
-    Raises:
-        HardwareError: The TPM is gone, or nothing is there (`identity.no_key`).
-    """
-    return device.run(lambda esapi: _to_public_key(esapi.read_public(_find(esapi, handle))[0]))
-
-
-def _ensure_key(esapi: ESAPI, handle: int) -> None:
-    if _is_there(esapi, handle):
-        return
-    private, public = _create_signing_key(esapi)
-    with flushed(esapi, esapi.load(_find(esapi, SRK_HANDLE), private, public)) as key:
-        esapi.evict_control(ESYS_TR.OWNER, key, handle)
-
-
-def _ensure_srk(esapi: ESAPI) -> ESYS_TR:
-    if not _is_there(esapi, SRK_HANDLE):
-        primary, *_ = esapi.create_primary(TPM2B_SENSITIVE_CREATE(), _template(*_STORAGE_TEMPLATE), ESYS_TR.OWNER)
-        with flushed(esapi, primary):
-            esapi.evict_control(ESYS_TR.OWNER, primary, SRK_HANDLE)
-    return _find(esapi, SRK_HANDLE)
-
-
-def _create_signing_key(esapi: ESAPI) -> tuple[bytes, TPM2B_PUBLIC]:
-    private, public, *_ = esapi.create(_ensure_srk(esapi), TPM2B_SENSITIVE_CREATE(), _template(*_SIGNING_TEMPLATE))
-    return private, public
-
-
-def _template(algorithm: str, attributes: TPMA_OBJECT) -> TPM2B_PUBLIC:
-    return TPM2B_PUBLIC.parse(algorithm, objectAttributes=attributes)
-
-
-def _is_there(esapi: ESAPI, handle: int) -> bool:
-    try:
-        esapi.tr_from_tpmpublic(handle)
-    except TSS2_Exception as error:
-        if is_missing(error):
-            return False
-        raise
-    return True
-
-
-def _find(esapi: ESAPI, handle: int) -> ESYS_TR:
-    try:
-        return esapi.tr_from_tpmpublic(handle)
-    except TSS2_Exception as error:
-        if is_missing(error):
-            raise _no_key(handle) from error
-        raise
-
-
-def _sign(esapi: ESAPI, key: ESYS_TR, message: bytes) -> bytes:
-    scheme = TPMT_SIG_SCHEME(scheme=TPM2_ALG.NULL)  # the key's own: ECDSA with SHA-256
-    not_hashed_here = TPMT_TK_HASHCHECK(tag=TPM2_ST.HASHCHECK, hierarchy=TPM2_RH.NULL)
-    return bytes(esapi.sign(key, hashlib.sha256(message).digest(), scheme, not_hashed_here))
-
-
-def _to_public_key(public: TPM2B_PUBLIC) -> ec.EllipticCurvePublicKey:
-    key = load_der_public_key(public.to_der())
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise foreign_key("TPM")
-    return key
+    def _load_andsign(self, esapi: ESAPI, message: bytes) -> bytes:
+        with flushed(esapi, esapi.load(find(esapi, SRK_HANDLE), self._private, self._public)) as key:
+            return sign(esapi, key, message)
 
 
 def _check_ours(public_key: ec.EllipticCurvePublicKey, signature: bytes, message: bytes) -> None:
@@ -241,8 +233,8 @@ def _check_ours(public_key: ec.EllipticCurvePublicKey, signature: bytes, message
         raise foreign_key("TPM") from None
 
 
-def _parse_uri(uri: str) -> tuple[TPMDevice, int]:
-    parsed = parse_key_uri(uri, options=frozenset({"key"}))
+def _parse_uri(uri: str) -> Place:
+    parsed = parse_key_uri(uri, options=frozenset({"key", "ek"}))
     text = parsed.options.get("key", hex(NODE_KEY_HANDLE))
     try:
         handle = int(text, 16)
@@ -255,12 +247,11 @@ def _parse_uri(uri: str) -> tuple[TPMDevice, int]:
             f"{text[:20]!r} is no persistent handle that a node key may have.",
             next_step="Leave `key=` out, or give one from 0x81020000 to 0x817fffff.",
         )
-    return TPMDevice(parsed.target or DEFAULT_TCTI), handle
-
-
-def _no_key(handle: int) -> HardwareError:
-    return HardwareError(
-        "identity.no_key",
-        f"The TPM holds no key at 0x{handle:x}.",
-        next_step="Make one with `seh-agent key init`. If the node was enrolled, its TPM was cleared: enrol it again.",
-    )
+    ek = parsed.options.get("ek")
+    if ek is not None and ek not in EK_PROFILES:
+        raise OperatorError(
+            "identity.unknown_ek",
+            f"{ek[:20]!r} names no kind of endorsement key.",
+            next_step=f"Use one of {', '.join(EK_PROFILES)}, or leave it out.",
+        )
+    return Place(TPMDevice(parsed.target or DEFAULT_TCTI), handle, ek)

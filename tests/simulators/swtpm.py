@@ -56,6 +56,11 @@ class Swtpm:
         return f"tpm:{self.tcti}"
 
     @property
+    def ca_certificates(self) -> tuple[Path, ...]:
+        """PEM files of its maker's CA, issuer first."""
+        return self._maker.ca_certificates
+
+    @property
     def pid(self) -> int:
         """Of the running process."""
         assert self._process is not None, "the TPM is pulled out"
