@@ -28,3 +28,7 @@ echo "Installing Python packages into $venv"
 if pkg-config --exists tss2-esys; then
     "$venv/bin/python" -m pip install -q -c constraints.txt -e '.[tpm]'
 fi
+# pyscard compiles against Debian's libpcsclite.
+if pkg-config --exists libpcsclite; then
+    "$venv/bin/python" -m pip install -q -c constraints.txt -e '.[piv,fido2,pkcs11,card-tools]'
+fi

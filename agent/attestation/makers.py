@@ -94,8 +94,9 @@ def verify_ek_certificate(
         PeerProtocolError: No chain, or the certificate is not one for an EK.
     """
     _check_ek_profile(certificate)
+    _check_validity(certificate, now_s)
     for store in stores:
-        if _chains_to(store, certificate, sent, now_s):
+        if chains_to(store, certificate, sent, now_s=now_s):
             return store.evidence
     raise PeerProtocolError(
         "attestation.unknown_maker",
@@ -104,10 +105,19 @@ def verify_ek_certificate(
     )
 
 
-def _chains_to(store: TrustStore, leaf: x509.Certificate, sent: tuple[x509.Certificate, ...], now_s: int) -> bool:
+def chains_to(store: TrustStore, leaf: x509.Certificate, sent: tuple[x509.Certificate, ...], *, now_s: int) -> bool:
+    """Whether a chain of valid certificates leads from `leaf` to one of the store's roots.
+
+    Args:
+        store: Whose roots count.
+        leaf: What the chain begins with.
+        sent: Intermediates that the leaf's holder sent along; they are only a help.
+        now_s: Seconds since 1970.
+    """
     current = leaf
+    if not _is_valid(leaf, now_s):
+        return False
     for depth in range(MAX_CHAIN):
-        _check_validity(current, now_s)
         if any(_issued(current, root, depth, now_s) for root in store.roots):
             return True
         pool = (*store.intermediates, *sent)
@@ -167,7 +177,7 @@ def _is_valid(certificate: x509.Certificate, now_s: int) -> bool:
 
 def _check_validity(certificate: x509.Certificate, now_s: int) -> None:
     if not _is_valid(certificate, now_s):
-        raise _not_for_an_ek("it, or one above it, is out of date")
+        raise _not_for_an_ek("it is out of date")
 
 
 def _extension(certificate: x509.Certificate, kind: type[E]) -> E | None:

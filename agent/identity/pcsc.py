@@ -121,6 +121,10 @@ class PCSCConnection:
         """On `close`, do not reset the card: it turned out to be somebody else's."""
         self._disposition = scard.SCARD_LEAVE_CARD
 
+    def reset_on_close(self) -> None:
+        """On `close`, reset the card after all: what we did there must not last."""
+        self._disposition = scard.SCARD_RESET_CARD
+
     def close(self) -> None:
         """Give the card back, reset."""
         scard.SCardDisconnect(self._card, self._disposition)

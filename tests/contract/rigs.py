@@ -8,8 +8,10 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 from agent.identity.key import Nobody, Person, init_key
+from tests.simulators.authenticator import Authenticator, CTAPApplet
 from tests.simulators.card import VirtualCard
 from tests.simulators.pcscd import card_inserted
 from tests.simulators.person import Technician
@@ -80,7 +82,24 @@ def piv_rig(_: Path, *, slot_name: str = "9e") -> Iterator[Rig]:
         yield Rig(uri, slot.remove, lambda: slot.insert(card), swap, Technician())
 
 
+@contextmanager
+def fido2_rig(directory: Path) -> Iterator[Rig]:
+    def card() -> VirtualCard:
+        return VirtualCard(CTAPApplet(Authenticator()))
+
+    ours = card()
+    with card_inserted(ours) as slot:
+
+        def swap() -> None:
+            slot.remove()
+            slot.insert(card())
+
+        uri = f"fido2:{directory}/key.json?reader={quote(slot.reader)}"
+        yield Rig(uri, slot.remove, lambda: slot.insert(ours), swap, Technician())
+
+
 RIG_FOR_SCHEME: dict[str, Callable[[Path], AbstractContextManager[Rig]]] = {
+    "fido2": fido2_rig,
     "piv": piv_rig,
     "piv-with-pin": partial(piv_rig, slot_name="9a"),
     "software": software_rig,

@@ -27,9 +27,10 @@ _NEUTRAL_HISTORY = b"VIRTUALTOK"
 class CardError(Exception):
     """A command ends with a status word other than 9000."""
 
-    def __init__(self, sw: int) -> None:
+    def __init__(self, sw: int, data: bytes = b"") -> None:
         super().__init__(f"SW={sw:04X}")
         self.sw = sw
+        self.data = data
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ class VirtualCard:
             return self._answer(_parse_command(command))
         except CardError as error:
             self._chain = b""
-            return error.sw.to_bytes(2, "big")
+            return error.data + error.sw.to_bytes(2, "big")
 
     def _answer(self, part: Command) -> bytes:
         self.log.append(part.ins)

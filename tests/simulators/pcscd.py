@@ -23,6 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol, Self
 
+from agent.core.errors import HardwareError
+from agent.identity.pcsc import list_readers_with_card
 from tests.simulators import reader_room
 from tests.simulators.card import VirtualCard
 
@@ -219,6 +221,8 @@ class Slot:
         self._thread.start()
         if wait and not self._powered.wait(READY_TIMEOUT_S):
             raise RuntimeError(f"{self.reader} was not powered within {READY_TIMEOUT_S} s")
+        if wait:
+            self._wait_until_seen(present=True)
 
     def exchange(self, card: Card) -> None:
         """Exchange the chip of the card that is in, without pcscd noticing; in an empty slot, nothing happens."""
@@ -242,6 +246,14 @@ class Slot:
         self._shut(socket.SHUT_WR if wait else socket.SHUT_RDWR)
         self._thread.join(READY_TIMEOUT_S)
         self._thread = None
+        if wait:
+            self._wait_until_seen(present=False)
+
+    def _wait_until_seen(self, *, present: bool) -> None:
+        # The driver knows a moment before pcscd tells its clients.
+        with contextlib.suppress(HardwareError):  # where the service is stopped, nobody sees anything
+            while (self.reader in list_readers_with_card()) != present:
+                time.sleep(0.002)
 
     def _shut(self, how: int) -> None:
         if self._connection is not None:

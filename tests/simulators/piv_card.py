@@ -33,6 +33,7 @@ from tests.simulators.card import (
     parse_tlvs,
     tlv,
 )
+from tests.simulators.makers import Maker
 
 PIV_AID = bytes.fromhex("A000000308000010000100")
 DEFAULT_PIN, DEFAULT_PUK = "123456", "12345678"
@@ -118,6 +119,7 @@ class PIVApplet:
         make: `yubico` adds Yubico's own commands and an attestation key; `plain` is SP 800-73-4 alone.
         firmware: What Yubico's GET VERSION answers.
         touched: Asked whenever a key's policy wants a touch.
+        maker: Whose root stands behind its attestation; by default the one that tests pin.
         management_algorithm: 0x03 three-key triple DES, 0x08, 0x0A, 0x0C AES.
     """
 
@@ -131,6 +133,7 @@ class PIVApplet:
         firmware: tuple[int, int, int] = (5, 4, 3),
         touched: Callable[[], bool] = lambda: True,
         management_algorithm: int = 0x03,
+        maker: Maker | None = None,
     ) -> None:
         self.serial, self.firmware, self.touched = serial, firmware, touched
         self.yubico = make == "yubico"
@@ -138,7 +141,7 @@ class PIVApplet:
         """A faulty card, for the test that asks whether the host relies on the reset alone."""
         self.management_algorithm = management_algorithm
         self._factory_state()
-        self.attestation_key, attestation_certificate = piv_maker.issue_attestation_key(serial)
+        self.attestation_key, attestation_certificate = piv_maker.issue_attestation_key(serial, maker)
         if self.yubico:
             self.objects[OBJECT_ATTESTATION] = tlv(0x70, attestation_certificate) + tlv(0x71, b"\0") + tlv(0xFE, b"")
         self._commands: dict[int, Callable[[Command], bytes]] = {
