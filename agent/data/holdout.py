@@ -1,7 +1,8 @@
-"""The stratified hold-out split, exactly as scikit-learn's `train_test_split(stratify=...)` makes it.
+"""The hold-out split, exactly as scikit-learn's `train_test_split` makes it under FLamby's protocol.
 
-Published baselines state that function and a seed; the training worker must not spend a second and 100 MB on importing
-the library for it.
+Stratified by outcome where every outcome has more than two rows, else a plain shuffle (Ogier du Terrail et al., 2022,
+fed_heart_disease). Published baselines state that function and a seed; the training worker must not spend a second and
+100 MB on importing the library for it.
 """
 
 from __future__ import annotations
@@ -14,29 +15,44 @@ import numpy.typing as npt
 Indices = npt.NDArray[np.intp]
 
 
-def stratified_holdout(labels: npt.NDArray[np.bool_], *, share: float, seed: int) -> tuple[Indices, Indices]:
-    """Split rows into a training and a held-out part, each with the classes' shares.
+LEAST_TO_STRATIFY = 3
+"""Rows that each outcome must have."""
+
+
+def hold_out(labels: npt.NDArray[np.bool_], *, share: float, seed: int) -> tuple[Indices, Indices]:
+    """Split rows into a training and a held-out part.
 
     Args:
         labels: Shape (rows,).
-        share: Part to hold out, 0 < share < 1.
+        share: Part to hold out, 0 < share < 1; rounded up to whole rows.
         seed: Of the shuffle.
 
     Returns:
         Row numbers to train on and row numbers held out, in shuffled order.
 
     Raises:
-        ValueError: A class has fewer than two rows, or a part would have fewer rows than there are classes.
+        ValueError: A part would have no row.
     """
-    _, classes = np.unique(labels, return_inverse=True)
-    counts = np.bincount(classes)
     held_out = math.ceil(share * len(labels))
     train = len(labels) - held_out
-    if len(counts) == 0 or counts.min() < 2 or min(train, held_out) < len(counts):
-        raise ValueError("too few rows of a class to split")
-    rows_of_class = np.split(np.argsort(classes, kind="stable"), np.cumsum(counts)[:-1])
+    if train < 1:
+        raise ValueError("too few rows to hold some out")
     # The legacy generator, because that is the one behind every published split.
     random = np.random.RandomState(seed)
+    positive = int(labels.sum())
+    rarer = min(positive, len(labels) - positive)
+    if rarer >= LEAST_TO_STRATIFY and min(train, held_out) >= 2:
+        return _stratified(labels, train, held_out, random)
+    shuffled = random.permutation(len(labels))
+    return shuffled[held_out:], shuffled[:held_out]
+
+
+def _stratified(
+    labels: npt.NDArray[np.bool_], train: int, held_out: int, random: np.random.RandomState
+) -> tuple[Indices, Indices]:
+    """As `StratifiedShuffleSplit` does it: shares by class, a shuffle in each class, then one of each part."""
+    rows_of_class = (np.flatnonzero(~labels), np.flatnonzero(labels))
+    counts = np.array([len(rows) for rows in rows_of_class])
     train_counts = _proportional(counts, train, random)
     held_out_counts = _proportional(counts - train_counts, held_out, random)
     kept: list[int] = []

@@ -31,10 +31,8 @@ class FindingKind(StrEnum):
     SCHEMA = "schema"
     COLUMNS = "columns"
     UNIT = "unit"
-    UNREADABLE = "unreadable"
     EMPTY = "empty"
     COHORT = "cohort"
-    OUTCOME = "outcome"
 
 
 class _Value(BaseModel):

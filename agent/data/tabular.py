@@ -1,11 +1,12 @@
 """From records to numbers: which rows take part, how they are split, coded and standardised.
 
-The order is fixed, because published baselines and every hospital must agree on it: read, set aside, split
-(stratified), fill gaps and standardise with the training rows' own figures, dummy-code with the first category dropped.
+The order is fixed, because published baselines and every hospital must agree on it: read, set aside, split,
+fill gaps and standardise with the training rows' own figures, dummy-code with the first category dropped.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from agent.data.catalog import Dataset
 from agent.data.cells import Column, State, read_feature, read_outcome
-from agent.data.holdout import Indices, stratified_holdout
+from agent.data.holdout import Indices, hold_out
 from agent.data.quality import DataReport, Finding, FindingKind, SetAside, count_rows
 from agent.data.records import Records, parse_records
 from agent.data.requirement import FieldMoments, FieldRequirement, TableRequirement
@@ -134,7 +135,7 @@ def load_table(data: bytes, dataset: Dataset, requirement: TableRequirement) -> 
     records = parse_records(data, dataset, wanted={dataset.column(name) for name in needed})
     report = DataReport(dataset=dataset.id, rows=records.rows)
     absent = sorted({dataset.column(name) for name in needed} - set(records.names))
-    if absent:
+    if absent and records.names:
         listed = ", ".join(absent)
         sentence = f"The file has no column {listed}." if len(absent) == 1 else f"The file has no columns {listed}."
         declared.append(Finding(kind=FindingKind.COLUMNS, sentence=sentence[:1000]))
@@ -182,9 +183,7 @@ class _Reading:
         report = report.model_copy(update={"set_aside": self._set_aside(), "missing": self._missing(kept)})
         if findings := [*self._doubtful_units(), *self._cohort_findings(labels), *self._empty_fields(kept)]:
             return None, report.model_copy(update={"findings": tuple(findings)})
-        train, held_out = stratified_holdout(
-            labels, share=self._requirement.holdout, seed=self._requirement.holdout_seed
-        )
+        train, held_out = hold_out(labels, share=self._requirement.holdout, seed=self._requirement.holdout_seed)
         values = _encode(self._requirement.features, [_rows_of(column, kept) for column in self._columns], train)
         figures = {
             "train_rows": len(train),
@@ -242,15 +241,10 @@ class _Reading:
 
     def _cohort_findings(self, labels: Mask) -> list[Finding]:
         rows, least = len(labels), self._requirement.minimum_rows
-        if rows < least:
-            sentence = f"Only {count_rows(rows)} of {self._records.rows} can be used, and the study needs {least}."
-            return [Finding(kind=FindingKind.COHORT if rows else FindingKind.EMPTY, sentence=sentence)]
-        try:
-            stratified_holdout(labels, share=self._requirement.holdout, seed=self._requirement.holdout_seed)
-        except ValueError:
-            sentence = f"{int(labels.sum())} of {rows} outcomes are positive: too few of one kind to hold some out."
-            return [Finding(kind=FindingKind.OUTCOME, sentence=sentence)]
-        return []
+        if rows >= least and math.ceil(self._requirement.holdout * rows) < rows:
+            return []
+        sentence = f"Only {count_rows(rows)} of {self._records.rows} can be used, and the study needs {least}."
+        return [Finding(kind=FindingKind.COHORT if rows else FindingKind.EMPTY, sentence=sentence)]
 
     def _empty_fields(self, kept: Mask) -> list[Finding]:
         """A gap is filled with a mean; a field without a single value has none."""
