@@ -78,6 +78,7 @@ def run_agent(config_path: Path, *, opener: Callable[[AgentConfig], OpenWorker] 
     config = load_config(config_path)
     signals, manager = StopSignals(), ServiceManager(os.environ)
     with signals.installed(), locked_state(config.node.state_directory):
+        store_status(config.node.state_directory, AgentStatus("starting"))  # the last process may have been killed
         key = _wait_for_key(config, signals, manager)
         if key is not None:
             _serve(config, key, opener(config), signals, manager)

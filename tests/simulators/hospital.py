@@ -70,6 +70,7 @@ class RunningHospital:
     directory: Path
     site: str
     public_key: ec.EllipticCurvePublicKey
+    node_id: int = 0
     process: subprocess.Popen[bytes] | None = None
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -136,6 +137,11 @@ directory = "studies"
         """The agent's events so far, of all its processes."""
         text = (self.directory / "agent.log").read_text(encoding="utf-8", errors="replace")
         return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+    def register(self, superlink: RunningSuperLink) -> int:
+        """Let the SuperLink know its key; returns its node id."""
+        self.node_id = superlink.register(self.public_key, name=self.site)
+        return self.node_id
 
     def start(self, *, training_s: float = 0.0) -> None:
         """Start the agent with played workers that take so long a call."""
