@@ -7,6 +7,7 @@ with a hash, and `prove` makes that hash of the statement.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
 import threading
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 import structlog
 from cryptography.exceptions import InvalidSignature
@@ -68,10 +70,12 @@ _STATE_FOR_CODE: Final = {
 def find_devices() -> tuple[FoundDevice, ...]:
     """The authenticators on this box, on USB and in card readers."""
     found: list[FoundDevice] = []
-    record = load_record(DEFAULT_RECORD) if DEFAULT_RECORD.exists() else None
+    record: CredentialRecord | None = None
+    with contextlib.suppress(SecureHealthError):
+        record = load_record(DEFAULT_RECORD)
 
     def note(held: Authenticator) -> None:
-        options = f"?reader={held.reader}" if held.reader else ""
+        options = f"?reader={quote(held.reader)}" if held.reader else ""
         holds_key = record is not None and _knows(held, record)
         found.append(FoundDevice(f"fido2:{DEFAULT_RECORD}{options}", held.device, holds_key))
 
