@@ -1,0 +1,193 @@
+"""`seh-agent key`: see, make, test and unlock the key that says who this box is."""
+
+from __future__ import annotations
+
+import secrets
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from typing_extensions import override
+
+from agent.cli.run import DEFAULT_CONFIG
+from agent.core.config import load_config
+from agent.core.errors import OperatorError
+from agent.identity.key import (
+    Capabilities,
+    HardwareKey,
+    Person,
+    Presence,
+    PresenceState,
+    find_devices,
+    init_key,
+    open_key,
+)
+from agent.identity.session import RENEWAL_FOR_KIND
+from agent.statements.kinds import Possession
+from agent.statements.roots import KeyKind, verify_proof
+
+app = typer.Typer(name="key", help="The key that says who this box is.", no_args_is_help=True)
+
+_SOFTWARE_WARNING: Final = "SOFTWARE KEY: for development only. Whoever copies its file is this box."
+_TIMED_SIGNATURES: Final = 20
+
+KeyOption = Annotated[str | None, typer.Option("--key", "-k", help="Key URI; the configured one if left out.")]
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The agent's configuration file.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Try the PIN although only one attempt is left.")]
+
+
+class TerminalPerson(Person):
+    """Whoever sits at the terminal.
+
+    Args:
+        force: Whether the last PIN attempt may be risked.
+    """
+
+    def __init__(self, *, force: bool = False) -> None:
+        self._force = force
+
+    @property
+    @override
+    def risks_last_attempt(self) -> bool:
+        """As said on the command line."""
+        return self._force
+
+    @override
+    def ask_pin(self, device: str, *, attempts_remaining: int | None) -> str:
+        """Ask without echo."""
+        _check_terminal(device)
+        left = "" if attempts_remaining is None else f" ({attempts_remaining} attempts left)"
+        return str(typer.prompt(f"PIN of {device}{left}", hide_input=True, err=True))
+
+    @override
+    def ask_new_pin(self, device: str) -> str:
+        """Ask twice, without echo."""
+        _check_terminal(device)
+        return str(typer.prompt(f"New PIN of {device}", hide_input=True, confirmation_prompt=True, err=True))
+
+    @override
+    def ask_touch(self, device: str) -> None:
+        """Say so."""
+        typer.echo(f"Touch {device} now.", err=True)
+
+
+@app.command("list")
+def list_keys() -> None:
+    """List the devices on this box that hold, or could hold, its key."""
+    devices = find_devices()
+    if not devices:
+        typer.echo("No TPM, smartcard or FIDO2 key was found. Plug one in, or switch the TPM on in the firmware.")
+    for found in devices:
+        typer.echo(f"{found.uri}\n    {found.device}; {'holds a key' if found.holds_key else 'empty'}")
+
+
+@app.command()
+def init(key: KeyOption = None, config: ConfigOption = DEFAULT_CONFIG, force: ForceOption = False) -> None:
+    """Make this box's key inside its device; one that is there is kept."""
+    _describe(init_key(_uri(key, config), person=TerminalPerson(force=force)))
+
+
+@app.command()
+def show(key: KeyOption = None, config: ConfigOption = DEFAULT_CONFIG) -> None:
+    """Show this box's key: where it lives, whether it answers, what it can do."""
+    _describe(open_key(_uri(key, config), person=TerminalPerson()))
+
+
+@app.command("test")
+def try_key(key: KeyOption = None, config: ConfigOption = DEFAULT_CONFIG, force: ForceOption = False) -> None:
+    """Let this box's key prove itself, and measure how long that takes."""
+    opened = open_key(_uri(key, config), person=TerminalPerson(force=force))
+    _describe(opened)
+    proving_s = _timed(lambda: _prove(opened))
+    typer.echo(f"Proved a statement in {_milliseconds(proving_s)}; the proof verifies.")
+    if opened.capabilities.signs and opened.capabilities.unattended:
+        _measure_signing(opened)
+
+
+@app.command()
+def pin(key: KeyOption = None, config: ConfigOption = DEFAULT_CONFIG, force: ForceOption = False) -> None:
+    """Change the PIN of the device that holds this box's key."""
+    opened = open_key(_uri(key, config), person=TerminalPerson(force=force))
+    opened.change_pin()
+    typer.echo("The PIN was changed.")
+
+
+def _uri(key: str | None, config: Path) -> str:
+    return key if key is not None else load_config(config).key.uri
+
+
+def _describe(key: HardwareKey) -> None:
+    presence, policy = key.presence(), RENEWAL_FOR_KIND[key.kind]
+    if key.kind is KeyKind.SOFTWARE:
+        typer.secho(_SOFTWARE_WARNING, fg="yellow", bold=True, err=True)
+    who = "by itself" if key.capabilities.unattended else "and a person must be there"
+    lines = {
+        "Key": key.uri,
+        "Kind": key.kind.value,
+        "Id": key.key_id,
+        "Device": presence.device,
+        "State": _state(presence),
+        "Can": _abilities(key.capabilities),
+        "Renews": f"every {(policy.lifetime_s - policy.renew_before_s) / 3600:g} h, {who}",
+    }
+    for label, text in lines.items():
+        typer.echo(f"{label + ':':8}{text}")
+
+
+def _state(presence: Presence) -> str:
+    words = [presence.state.value]
+    if presence.attempts_remaining is not None:
+        words.append(f"{presence.attempts_remaining} PIN attempts left")
+    if presence.state is not PresenceState.READY:
+        words.append(presence.next_step)
+    return "; ".join(words)
+
+
+def _abilities(capabilities: Capabilities) -> str:
+    words = {
+        "prove": True,
+        "sign": capabilities.signs,
+        "work unattended": capabilities.unattended,
+        "show that it is hardware": capabilities.attests,
+        "hold session keys": capabilities.holds_sessions,
+        "seal secrets": capabilities.seals,
+        "measure the boot state": capabilities.measures,
+    }
+    return ", ".join(word for word, can in words.items() if can)
+
+
+def _prove(key: HardwareKey) -> None:
+    statement = Possession(purpose="key-test", challenge=secrets.token_hex(32))
+    verify_proof(key.prove(statement), key.root())
+
+
+def _measure_signing(key: HardwareKey) -> None:
+    times_s = sorted(_timed(lambda: key.sign(secrets.token_bytes(32))) for _ in range(_TIMED_SIGNATURES))
+    slow_s = times_s[round(0.95 * (_TIMED_SIGNATURES - 1))]
+    typer.echo(
+        f"Signed {_TIMED_SIGNATURES} times: median {_milliseconds(statistics.median(times_s))}, "
+        f"95 of 100 within {_milliseconds(slow_s)}."
+    )
+
+
+def _timed(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.1f} ms"
+
+
+def _check_terminal(device: str) -> None:
+    if not sys.stdin.isatty():
+        raise OperatorError(
+            "cli.no_terminal",
+            f"{device} wants its PIN, and this command has no terminal to ask at.",
+            next_step="Run it in a terminal on the box.",
+        )
