@@ -20,6 +20,7 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 SECTIONS = {
     "accuracy": "tests.bench.accuracy",
     "footprint": "tests.bench.footprint",
+    "identity": "tests.bench.identity",
 }
 """Each section's module; its `rows()` measures and yields `Row`s. A module is imported only where its section runs."""
 
