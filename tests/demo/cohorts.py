@@ -176,16 +176,10 @@ def _heart() -> Cohort:
 
 
 def _heart_catalog(columns: Sequence[str]) -> str:
-    codes = {f"{code}.0": str(code) for code in range(5)}
     units = {"age": "a", "trestbps": "mm[Hg]", "chol": "mg/dl", "thalach": "/min", "oldpeak": "mm"}
     head = f'header = false\ncolumns = {json.dumps(columns)}\nmissing = ["?"]\n'
     fields = [f"\n[datasets.heart.fields.{name}]\nunit = {json.dumps(unit)}\n" for name, unit in units.items()]
-    fields += [f"\n[datasets.heart.fields.{name}]\nvalues = {_inline(codes)}\n" for name in ("cp", "restecg")]
     return head + "".join(fields)
-
-
-def _inline(pairs: Mapping[str, str]) -> str:
-    return "{ " + ", ".join(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in pairs.items()) + " }"
 
 
 def _stroke() -> Cohort:

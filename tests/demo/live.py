@@ -182,8 +182,9 @@ class LiveView:
             self._spinner,
             Text(),
             _hospital_table(list(picture.hospitals.values())),
+            Text(),
             _progress(picture.records, picture.rounds),
-            _curves(picture.records),
+            _curves([record for record in picture.records if record.number > 1]),
             _round_table(picture.records, picture.rounds),
         )
         return Panel(body, title=f"[bold]{picture.title}", subtitle=elapsed, border_style="cyan", padding=(1, 2))
@@ -212,12 +213,16 @@ def _progress(records: Sequence[RoundRecord], rounds: int) -> RenderableType:
     if not records:
         return Text()
     done = min(records[-1].number, rounds)
-    table = Table.grid(padding=(1, 2, 0, 0))
-    table.add_row(ProgressBar(total=rounds, completed=done, width=40), f"round {done} of {rounds}")
+    table = Table.grid(padding=(0, 2, 1, 0))
+    table.add_row(
+        ProgressBar(total=rounds, completed=done, width=40, complete_style="cyan", finished_style="green"),
+        f"round {done} of {rounds}",
+    )
     return table
 
 
 def _curves(records: Sequence[RoundRecord]) -> RenderableType:
+    """Loss and AUC of the trained models; round 1 scored the untrained one, which would flatten the rest."""
     if len(records) < 2:
         return Text()
     table = Table.grid(padding=(0, 2, 0, 0))

@@ -70,7 +70,7 @@ def line_chart(line: Line, *, title: str, guides: Sequence[Guide] = (), digits: 
     end = points[-1][1]
     parts += [_guide(guide, up, below=guide.value < end) for guide in guides if math.isfinite(guide.value)]
     parts.append(_curve(points, across, up, digits))
-    description = f"{title}: from {points[0][1]:.{digits}f} at round {points[0][0]} to {points[-1][1]:.{digits}f}."
+    description = f"{title}: from {points[0][1]:.{digits}f} after {points[0][0]} rounds to {points[-1][1]:.{digits}f}."
     return (
         f'<svg class="chart" viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}" role="img" aria-label="{escape(description)}">'
         f"{''.join(parts)}</svg>"
@@ -112,7 +112,7 @@ def _curve(points: Sequence[tuple[int, float]], across: Axis, up: Axis, digits: 
     path = " ".join(f"{across.at(step):.1f},{up.at(value):.1f}" for step, value in points)
     dots = [
         f'<circle class="dot" cx="{across.at(step):.1f}" cy="{up.at(value):.1f}" r="{4 if index else 3}">'
-        f"<title>Round {step}: {value:.{digits}f}</title></circle>"
+        f"<title>After {step} rounds: {value:.{digits}f}</title></circle>"
         for index, (step, value) in enumerate(points)
     ]
     return f'<polyline class="curve" points="{path}"/>{"".join(dots)}'

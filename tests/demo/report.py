@@ -78,7 +78,6 @@ def render_report(summary: Summary, *, outcome: str, citation: str) -> str:
         dots=[_dot_plot(metric, centres) for metric in METRICS[:2]],
         table=_table(summary),
         charts=_charts(summary),
-        first_round=summary.log[0].number if summary.log else 1,
         rounds=[_round_row(record) for record in summary.log],
         secure=summary.secure,
         seen=_seen(summary),
@@ -168,7 +167,8 @@ def _table(summary: Summary) -> dict[str, object]:
     rows.append({**together, "cells": _cells(summary.together)})
     notes = [f"{centre.name}: {centre.alone_note}" for centre in summary.centres if centre.alone_note]
     notes.append("In the last row, “alone” scores every patient by the model of his or her own hospital.")
-    return {"groups": [metric.name for metric in METRICS], "rows": rows, "notes": notes}
+    groups = [f"{metric.name}, %" if metric.as_percent else metric.name for metric in METRICS]
+    return {"groups": groups, "rows": rows, "notes": notes}
 
 
 def _cells(scores: Compared) -> list[dict[str, object]]:
@@ -180,14 +180,18 @@ def _cells(scores: Compared) -> list[dict[str, object]]:
             "alone": metric.better(values["alone"], values["federated"]),
             "federated": metric.better(values["federated"], values["alone"]),
         }
-        cells += [{"text": metric.text(values[method]), "best": best.get(method, False)} for method in METHODS]
+        cells += [
+            {"text": metric.text(values[method]).removesuffix(" %"), "best": best.get(method, False)}
+            for method in METHODS
+        ]
     return cells
 
 
 def _charts(summary: Summary) -> list[dict[str, object]]:
     if not summary.log:
         return []
-    steps = [record.number for record in summary.log]
+    # Round r scores the model that it received, which has r - 1 rounds of training behind it.
+    steps = [record.number - 1 for record in summary.log]
     together = summary.together
     curves = (
         ("AUC", [record.auc for record in summary.log], together.pooled.auc),
@@ -209,7 +213,7 @@ def _charts(summary: Summary) -> list[dict[str, object]]:
 
 def _round_row(record: RoundRecord) -> dict[str, str]:
     return {
-        "number": str(record.number),
+        "number": str(record.number - 1),
         "auc": f"{record.auc:.3f}" if math.isfinite(record.auc) else NOTHING,
         "loss": f"{record.loss:.4f}",
         "accuracy": f"{100 * record.accuracy:.1f} %",
@@ -224,7 +228,8 @@ def _seen(summary: Summary) -> list[dict[str, object]]:
     counts = "only the cohort's sums" if summary.secure else "each hospital's own counts"
     return [
         {"what": "Patient records", "left": False, "reads": "nothing"},
-        {"what": "Field values, means, ranges of one hospital", "left": summary.secure is False, "reads": counts},
+        {"what": "Single values, identifiers, dates", "left": False, "reads": "nothing"},
+        {"what": "Sums of number fields (round 0)", "left": True, "reads": counts.replace("counts", "sums")},
         {"what": "Model updates", "left": True, "reads": update},
         {"what": "Row counts, correct answers, score histograms", "left": True, "reads": counts},
         {"what": "The hospital's private key", "left": False, "reads": "nothing"},

@@ -73,7 +73,7 @@ def test_a_chart_is_well_formed_and_leaves_a_gap_for_nan() -> None:
     )
     drawing = ET.fromstring(chart)
     assert len(drawing.findall("circle")) == 2
-    assert "from 0.800 at round 2 to 0.900" in drawing.attrib["aria-label"]
+    assert "from 0.800 after 2 rounds to 0.900" in drawing.attrib["aria-label"]
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.5, 0.93), (0.44, 0.69), (1, 21), (0.8, 0.8), (-0.3, 0.0)])
