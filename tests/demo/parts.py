@@ -79,12 +79,12 @@ class Part:
             self.process.send_signal(signal.SIGTERM)
 
 
-def stop_all(parts: Sequence[Part]) -> None:
-    """End the parts together, with their descendants: first asked, then, after six seconds, made to."""
+def stop_all(parts: Sequence[Part], *, limit_s: float = STOP_LIMIT_S) -> None:
+    """End the parts together, with their descendants: first asked, then, after `limit_s`, made to."""
     families = [member for part in parts for member in _family(part.process.pid)]
     for part in parts:
         part.ask_to_stop()
-    _, stubborn = psutil.wait_procs(families, timeout=STOP_LIMIT_S)
+    _, stubborn = psutil.wait_procs(families, timeout=limit_s)
     for member in stubborn:
         member.kill()
     psutil.wait_procs(stubborn, timeout=STOP_LIMIT_S)

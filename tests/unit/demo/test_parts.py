@@ -35,7 +35,7 @@ def test_stopping_ends_descendants_too(tmp_path: Path) -> None:
     deadline_s = time.monotonic() + 10
     while not (children := root.children()) and time.monotonic() < deadline_s:
         time.sleep(0.02)
-    stop_all([part])
+    stop_all([part], limit_s=0.5)
     assert not root.is_running()
     assert children
     assert not any(child.is_running() for child in children)
