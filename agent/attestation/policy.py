@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import cbor2
 from cryptography.exceptions import InvalidSignature
@@ -112,6 +112,20 @@ def approver_public(approver: ec.EllipticCurvePublicKey) -> bytes:
 def approver_name(approver: ec.EllipticCurvePublicKey) -> bytes:
     """The TPM's name for the approver's key."""
     return object_name(Algorithm.SHA256, approver_public(approver))
+
+
+def approve(
+    registers: Mapping[int, bytes], sign: Callable[[bytes], bytes], counter: CounterLimit | None = None
+) -> Approval:
+    """Approve a boot state.
+
+    Args:
+        registers: PCR values of the SHA-256 bank, each (32,).
+        sign: ECDSA (P-256, SHA-256, DER) over a message, with the key that releases are signed with.
+        counter: Until when, if it is bounded.
+    """
+    draft = Approval(tuple(sorted(registers)), state_policy(registers, counter), counter, b"")
+    return replace(draft, signature=sign(draft.signed_bytes()))
 
 
 def verify_approval(approval: Approval, approver: ec.EllipticCurvePublicKey) -> None:

@@ -13,7 +13,7 @@ from enum import IntEnum, IntFlag
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from agent.attestation.reader import Reader, malformed
@@ -33,8 +33,6 @@ class Algorithm(IntEnum):
     SHA256 = 0x000B
     SHA384 = 0x000C
     SHA512 = 0x000D
-    RSASSA = 0x0014
-    RSAPSS = 0x0016
     ECDSA = 0x0018
     ECC = 0x0023
     CFB = 0x0043
@@ -172,9 +170,8 @@ class TPMAttest:
 
 @dataclass(frozen=True, slots=True)
 class TPMSignature:
-    """TPMT_SIGNATURE: ECDSA (DER) or RSA (11.3.4)."""
+    """TPMT_SIGNATURE of a key of ours: ECDSA, here in DER (11.3.4)."""
 
-    scheme: int
     hash_algorithm: int
     signature: bytes
 
@@ -214,7 +211,7 @@ def _read_scheme(reader: Reader) -> int | None:
     scheme = reader.u16()
     if scheme == _NULL:
         return None
-    if scheme not in {Algorithm.RSASSA, Algorithm.RSAPSS, Algorithm.ECDSA}:
+    if scheme != Algorithm.ECDSA:
         raise malformed("a signing scheme that we do not accept")
     if reader.u16() not in HASH_FOR_ALGORITHM:
         raise malformed("a signing scheme's hash that we do not accept")
@@ -307,24 +304,21 @@ _READ_FOR_TYPE: dict[int, Callable[[Reader], Certified | Quoted | NVCertified]] 
 
 
 def parse_signature(data: bytes) -> TPMSignature:
-    """Parse a TPMT_SIGNATURE: ECDSA, RSASSA or RSAPSS.
+    """Parse a TPMT_SIGNATURE of an elliptic-curve key.
 
     Raises:
-        PeerProtocolError: It is none of these.
+        PeerProtocolError: It is none.
     """
     reader = Reader(data, limit=MAX_STRUCTURE_BYTES)
     scheme, hash_algorithm = reader.u16(), reader.u16()
     if hash_algorithm not in HASH_FOR_ALGORITHM:
         raise malformed("a signature with a hash that we do not accept")
-    if scheme == Algorithm.ECDSA:
-        r, s = reader.sized(limit=66), reader.sized(limit=66)
-        signature = encode_dss_signature(int.from_bytes(r, "big"), int.from_bytes(s, "big"))
-    elif scheme in {Algorithm.RSASSA, Algorithm.RSAPSS}:
-        signature = reader.sized(limit=512)
-    else:
+    if scheme != Algorithm.ECDSA:
         raise malformed("a signature of a scheme that we do not accept")
+    r, s = reader.sized(limit=66), reader.sized(limit=66)
     reader.end()
-    return TPMSignature(scheme, hash_algorithm, signature)
+    der = encode_dss_signature(int.from_bytes(r, "big"), int.from_bytes(s, "big"))
+    return TPMSignature(hash_algorithm, der)
 
 
 def verify_signature(public: TPMPublic, signature: TPMSignature, message: bytes) -> None:
@@ -333,23 +327,13 @@ def verify_signature(public: TPMPublic, signature: TPMSignature, message: bytes)
     Raises:
         PeerProtocolError: It did not.
     """
-    algorithm = HASH_FOR_ALGORITHM[signature.hash_algorithm]
+    if not isinstance(public.key, ec.EllipticCurvePublicKey):
+        raise malformed("a signature of another scheme than its key's")
     try:
-        if isinstance(public.key, ec.EllipticCurvePublicKey) and signature.scheme == Algorithm.ECDSA:
-            public.key.verify(signature.signature, message, ec.ECDSA(algorithm))
-        elif isinstance(public.key, rsa.RSAPublicKey) and signature.scheme != Algorithm.ECDSA:
-            public.key.verify(signature.signature, message, _rsa_padding(signature.scheme, algorithm), algorithm)
-        else:
-            raise malformed("a signature of another scheme than its key's")
+        public.key.verify(signature.signature, message, ec.ECDSA(HASH_FOR_ALGORITHM[signature.hash_algorithm]))
     except InvalidSignature:
         raise PeerProtocolError(
             "attestation.bad_signature",
             "A TPM's attestation is not signed by the key that it names.",
             next_step="The evidence counts for nothing; ask the node for it anew.",
         ) from None
-
-
-def _rsa_padding(scheme: int, algorithm: hashes.HashAlgorithm) -> padding.PKCS1v15 | padding.PSS:
-    if scheme == Algorithm.RSASSA:
-        return padding.PKCS1v15()
-    return padding.PSS(padding.MGF1(algorithm), padding.PSS.AUTO)

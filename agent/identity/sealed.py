@@ -1,6 +1,6 @@
 """Secrets at rest, sealed to this box's TPM and to boot states that the consortium approved.
 
-One random master key is sealed; what needs a secret of its own derives it from that. Stolen disks, and disks moved to
+One random master key is sealed (`agent.identity.vault` derives all others from it). Stolen disks, and disks moved to
 another box, open nothing, and say so.
 
 Source: TCG TPM 2.0 Library Part 1, 19.7 (policies), 27.6 (sealed data); Part 3, 23.16 (PolicyAuthorize).
@@ -9,7 +9,6 @@ Source: TCG TPM 2.0 Library Part 1, 19.7 (policies), 27.6 (sealed data); Part 3,
 from __future__ import annotations
 
 import io
-import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,6 @@ import cbor2
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from tpm2_pytss import ESAPI, TPM2B_PUBLIC, TPM2B_SENSITIVE_CREATE, TSS2_Exception
 from tpm2_pytss.constants import ESYS_TR, TPM2_ALG, TPM2_EO, TPM2_SE, TPMA_OBJECT
 from tpm2_pytss.types import (
@@ -45,13 +43,13 @@ from agent.attestation.policy import (
     state_policy,
     verify_approval,
 )
-from agent.core.errors import HardwareError, OperatorError
+from agent.core.errors import HardwareError
 from agent.identity.tpm_device import TPMDevice, code_of, flushed
 from agent.identity.tpm_evidence import read_registers
 from agent.identity.tpm_objects import ensure_srk, find, template
+from agent.identity.vault import MASTER_BYTES, Vault, bad_vault, store_new
 from agent.statements.roots import load_public_key, public_key_bytes
 
-MASTER_BYTES: Final = 32
 MAX_BLOB_BYTES: Final = 4096
 _POLICY_CODE = 0x126  # TPM_RC_POLICY: the comparison did not hold
 _INTEGRITY_CODE = 0x1DF  # TPM_RC_INTEGRITY, parameter 1: wrapped by another TPM, or damaged
@@ -72,26 +70,6 @@ class SealedBlob:
     approver: bytes
 
 
-class Vault:
-    """The opened master key, and what is derived from it.
-
-    Args:
-        master: (32,).
-    """
-
-    def __init__(self, master: bytes) -> None:
-        self._master = master
-
-    def key_for(self, purpose: str) -> bytes:
-        """A secret for one purpose: (32,); the same for as long as the vault lives.
-
-        Args:
-            purpose: E.g. `ledger integrity v1`.
-        """
-        info = b"secur-e-health vault\x00" + purpose.encode()
-        return HKDF(hashes.SHA256(), MASTER_BYTES, None, info).derive(self._master)
-
-
 def init_vault(device: TPMDevice, path: Path, approver: ec.EllipticCurvePublicKey) -> None:
     """Seal a fresh master key into a new file; an existing one stays as it is.
 
@@ -105,7 +83,7 @@ def init_vault(device: TPMDevice, path: Path, approver: ec.EllipticCurvePublicKe
     """
     if not path.exists():
         blob = seal(device, secrets.token_bytes(MASTER_BYTES), approver)
-        _store_new(path, encode_blob(blob))
+        store_new(path, encode_blob(blob))
 
 
 def open_vault(device: TPMDevice, path: Path, approvals: Sequence[Approval], *, counter: int | None = None) -> Vault:
@@ -125,11 +103,11 @@ def open_vault(device: TPMDevice, path: Path, approvals: Sequence[Approval], *, 
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise _bad_vault(path, "is missing") from None
+        raise bad_vault(path, "is missing") from None
     blob = parse_blob(data)
     if blob is None:
-        raise _bad_vault(path, "is damaged")
-    return Vault(unseal(device, blob, approvals, counter=counter))
+        raise bad_vault(path, "is damaged")
+    return Vault(unseal(device, blob, approvals, counter=counter), sealed=True)
 
 
 def seal(device: TPMDevice, secret: bytes, approver: ec.EllipticCurvePublicKey) -> SealedBlob:
@@ -266,31 +244,10 @@ def _digest(message: bytes) -> bytes:
     return digest.finalize()
 
 
-def _store_new(path: Path, data: bytes) -> None:
-    """Write a file that only its owner reads, whole or not at all; never over an existing one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.link(partial, path)
-    partial.unlink()
-
-
 def _unapproved() -> HardwareError:
     return HardwareError(
         "identity.unapproved_state",
         "This box started in a state (firmware, boot loader or release) that the consortium has not approved, so its "
         "secrets stay sealed.",
         next_step="After a firmware update, ask the consortium to approve it; otherwise start the last good release.",
-    )
-
-
-def _bad_vault(path: Path, how: str) -> OperatorError:
-    return OperatorError(
-        "identity.bad_vault",
-        f"The file with this box's sealed secrets, {path}, {how}.",
-        next_step="Put it back from this box's own backup; without it, the box is enrolled anew.",
     )

@@ -116,3 +116,35 @@ def test_replay_refuses_a_log_without_the_quoted_bank() -> None:
     events = parse_event_log(BootLog(banks={0x0004: 20, 0x000B: 32}).measure(0, 8, b"x").encoded())
     with pytest.raises(PeerProtocolError, match="without a digest"):
         replay(events, Algorithm.SHA384)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda log: b"\x01" + log[1:], "older form"),
+        (lambda log: log.replace(b"Spec ID Event03", b"Spec ID Event02"), "older form"),
+        (lambda log: log[:64] + b"\xff" * 4 + log[68:], "cannot be read"),
+        (lambda log: log + (99).to_bytes(4, "little") + bytes(8), "outside the registers"),
+        (lambda log: log + bytes(8) + (9).to_bytes(4, "little"), "outside the registers"),
+        (lambda log: log + bytes(8) + (1).to_bytes(4, "little") + b"\xee\xee", "does not announce"),
+        (lambda log: log + bytes(12) + b"\xff" * 4, "larger than any"),
+        (lambda log: log + bytes(16) * 9000, "more boot events"),
+    ],
+)
+def test_boot_log_beyond_the_limits(spoil: Callable[[bytes], bytes], sentence: str) -> None:
+    with pytest.raises(PeerProtocolError, match=sentence):
+        parse_event_log(spoil(LOG))
+
+
+def test_public_area_of_a_key_that_we_do_not_accept() -> None:
+    honest = PARTS["node_public"]
+    spoilt = {
+        "neither an RSA": b"\x00\x08" + honest[2:],  # keyedhash
+        "name algorithm": honest[:2] + b"\x00\x04" + honest[4:],  # SHA-1
+        "not on its curve": honest[:-1] + bytes([honest[-1] ^ 1]),
+        "P-256 and P-384": honest.replace(b"\x00\x03\x00\x10", b"\x00\x05\x00\x10"),  # P-521
+        "signing scheme": honest.replace(b"\x00\x18\x00\x0b", b"\x00\x1a\x00\x0b"),  # ECDAA
+    }
+    for sentence, data in spoilt.items():
+        with pytest.raises(PeerProtocolError, match=sentence):
+            parse_public(data)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tpm2_pytss.constants import ESYS_TR
 
+from agent.attestation import policy
 from agent.attestation.policy import (
     Approval,
     CounterLimit,
     encode_approval,
     parse_approval,
-    state_policy,
     verify_approval,
 )
 from agent.attestation.structures import object_name
@@ -24,10 +23,15 @@ from agent.core.errors import HardwareError, OperatorError, PeerProtocolError
 from agent.identity.sealed import current_state, init_vault, open_vault
 from agent.identity.tpm_counter import COUNTER_HANDLE, TPMCounter
 from agent.identity.tpm_device import TPMDevice
+from agent.identity.vault import open_plain_vault
 from tests.simulators.swtpm import Swtpm, shared_maker
 
 REGISTERS = (0, 4, 7, 12)
 RELEASE_KEY = ec.generate_private_key(ec.SECP256R1())
+
+
+def signed_by(key: ec.EllipticCurvePrivateKey) -> Callable[[bytes], bytes]:
+    return lambda message: key.sign(message, ec.ECDSA(hashes.SHA256()))
 
 
 def approve(
@@ -36,8 +40,7 @@ def approve(
     counter: CounterLimit | None = None,
     key: ec.EllipticCurvePrivateKey = RELEASE_KEY,
 ) -> Approval:
-    draft = Approval(tuple(sorted(registers)), state_policy(registers, counter), counter, b"")
-    return replace(draft, signature=key.sign(draft.signed_bytes(), ec.ECDSA(hashes.SHA256())))
+    return policy.approve(registers, signed_by(key), counter)
 
 
 def measure(device: TPMDevice, what: bytes) -> None:
@@ -147,6 +150,17 @@ def test_damaged_file(device: TPMDevice, vault: Path, data: bytes) -> None:
 def test_missing_file(device: TPMDevice, tmp_path: Path) -> None:
     with pytest.raises(OperatorError, match="missing"):
         open_vault(device, tmp_path / "nothing", [])
+
+
+def test_box_without_a_tpm_keeps_its_vault_and_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "vault"
+    one, two = open_plain_vault(path), open_plain_vault(path)
+    assert one.key_for("ledger") == two.key_for("ledger") != one.key_for("session")
+    assert not one.sealed
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.write_bytes(b"short")
+    with pytest.raises(OperatorError, match="damaged"):
+        open_plain_vault(path)
 
 
 limits = st.none() | st.builds(CounterLimit, st.binary(min_size=34, max_size=34), st.integers(0, 2**64 - 1))
