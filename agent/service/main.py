@@ -20,14 +20,16 @@ from agent.core.logging import configure_logging
 from agent.federation.node import NodeStatus
 from agent.federation.studies import OpenWorker
 from agent.identity.key import HardwareKey, open_key
+from agent.identity.session import SessionKeeper
 from agent.service.state import AgentStatus, locked_state, status_of, store_status
 from agent.service.watchdog import ServiceManager
-from agent.service.wiring import Agent, wire_agent, worker_opener
+from agent.service.wiring import Agent, session_keeper, wire_agent, worker_opener
 
 LEAVE_LIMIT_S = 3.5
 """How long the loop may take to say goodbye; whatever it still waits for then is left behind."""
 KEY_RETRY_S = 1.0
-TICK_S = 5.0
+TICK_S = 1.0
+"""A key that was pulled out vouches again within two seconds of its return."""
 
 log = structlog.get_logger()
 
@@ -112,20 +114,25 @@ def _serve(
         store_status(config.node.state_directory, status_of(status))
         manager.status(_describe(status))
 
+    clock = SystemClock()
+    keeper = session_keeper(config, key, clock)
     agent = wire_agent(
         config,
         key.signing_key,
-        SystemClock(),
+        clock,
+        keeper=keeper,
         stop=signals.stop,
         open_worker=open_worker,
         on_change=on_change,
     )
+    if keeper is not None:
+        keeper.tick()
     loop = threading.Thread(target=agent.node.run, name="node", daemon=True)
     loop.start()
     manager.ready()
     log.info("agent_ready", site=config.node.site, superlink=config.superlink.address, key=key.kind.value)
     try:
-        _watch(agent, loop, signals, manager)
+        _watch(agent, keeper, loop, signals, manager)
     finally:
         signals.stop.set()
         manager.stopping()
@@ -135,8 +142,10 @@ def _serve(
     log.info("agent_stopped", clean=not loop.is_alive())
 
 
-def _watch(agent: Agent, loop: threading.Thread, signals: StopSignals, manager: ServiceManager) -> None:
-    """Wait for the end, telling the service manager that we live while we do."""
+def _watch(
+    agent: Agent, keeper: SessionKeeper | None, loop: threading.Thread, signals: StopSignals, manager: ServiceManager
+) -> None:
+    """Wait for the end, renewing the session key and telling the service manager that we live while we do."""
     tick_s = min(TICK_S, (manager.watchdog_s or 3 * TICK_S) / 3)
     while not signals.wait(tick_s):
         if not loop.is_alive():
@@ -145,6 +154,8 @@ def _watch(agent: Agent, loop: threading.Thread, signals: StopSignals, manager: 
                 "The message loop ended by itself.",
                 next_step="Report it with the log; the service manager starts the agent again.",
             )
+        if keeper is not None:
+            keeper.tick()
         if agent.node.is_turning():
             manager.alive()
 

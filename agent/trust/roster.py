@@ -1,6 +1,7 @@
 """The pinned roster: which sites take part, and which hardware keys each one endorses. A file, read at start.
 
 {"format": "secur-e-health/roster/1",
+ "coordinator": "-----BEGIN PUBLIC...",
  "sites": {"hospital-a": {"nodes": [{"kind": "tpm", "evidence": "hardware", "public_key": "-----BEGIN PUBLIC..."}]}}}
 """
 
@@ -14,17 +15,12 @@ from typing import Annotated, Literal
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_der_public_key,
-    load_pem_public_key,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent.core.errors import OperatorError, PeerProtocolError
 from agent.core.ids import IdentifierText, SiteID
-from agent.statements.roots import EvidenceClass, KeyKind, RootKey
+from agent.statements.roots import EvidenceClass, KeyKind, RootKey, load_public_key
 from agent.trust.study import MAX_SITES
 
 MAX_ROSTER_BYTES = 1 << 20
@@ -47,9 +43,26 @@ class RosterNode:
 
 @dataclass(frozen=True, slots=True)
 class Roster:
-    """All sites and their nodes; no key stands in it twice."""
+    """All sites and their nodes; no key stands in it twice.
+
+    Args:
+        sites: Nodes by site.
+        coordinator: The key that signs each round of secure aggregation; None where there is only an unprotected
+            demonstration.
+    """
 
     sites: Mapping[SiteID, tuple[RosterNode, ...]]
+    coordinator: ec.EllipticCurvePublicKey | None = None
+
+    def coordinator_key(self) -> ec.EllipticCurvePublicKey:
+        """The coordinator's key.
+
+        Raises:
+            OperatorError: The roster names none.
+        """
+        if self.coordinator is None:
+            raise _invalid("it names no coordinator, and secure aggregation needs one")
+        return self.coordinator
 
     def node(self, key_id: str) -> RosterNode:
         """The node with this key id (SHA-256 of its public key, hex).
@@ -84,6 +97,7 @@ class _SiteEntry(_Entry):
 
 class _File(_Entry):
     format: Literal["secur-e-health/roster/1"]
+    coordinator: Annotated[str, Field(max_length=2000)] | None = None
     sites: dict[IdentifierText, _SiteEntry] = Field(max_length=MAX_SITES)
 
 
@@ -110,7 +124,8 @@ def parse_roster(data: bytes) -> Roster:
     key_ids = [node.root.key_id for nodes in sites.values() for node in nodes]
     if len(set(key_ids)) != len(key_ids):
         raise _invalid("a key stands in it twice")
-    return Roster(sites)
+    coordinator = None if content.coordinator is None else _parse_key(content.coordinator, owner="the coordinator")
+    return Roster(sites, coordinator)
 
 
 def load_roster(path: Path) -> Roster:
@@ -133,8 +148,11 @@ def load_roster(path: Path) -> Roster:
 
 def encode_roster(roster: Roster) -> bytes:
     """Write a roster file; the inverse of `parse_roster`."""
-    sites = {site: {"nodes": [_encode_node(node) for node in nodes]} for site, nodes in roster.sites.items()}
-    return json.dumps({"format": FORMAT, "sites": sites}, indent=1).encode()
+    content: dict[str, object] = {"format": FORMAT}
+    if roster.coordinator is not None:
+        content["coordinator"] = _pem(roster.coordinator)
+    content["sites"] = {site: {"nodes": [_encode_node(node) for node in nodes]} for site, nodes in roster.sites.items()}
+    return json.dumps(content, indent=1).encode()
 
 
 def roster_node(site: SiteID, kind: KeyKind, evidence: EvidenceClass, key: ec.EllipticCurvePublicKey) -> RosterNode:
@@ -143,18 +161,27 @@ def roster_node(site: SiteID, kind: KeyKind, evidence: EvidenceClass, key: ec.El
 
 
 def _parse_node(site: SiteID, entry: _NodeEntry) -> RosterNode:
-    try:
-        key = load_pem_public_key(entry.public_key.encode())
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise _invalid(f"a public key of {site} cannot be read") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, (ec.SECP256R1, ec.SECP384R1)):
-        raise _invalid(f"a public key of {site} is on none of the curves P-256 and P-384")
+    key = _parse_key(entry.public_key, owner=site)
     return roster_node(site, entry.kind, EvidenceClass[entry.evidence.upper()], key)
 
 
+def _parse_key(pem: str, *, owner: str) -> ec.EllipticCurvePublicKey:
+    try:
+        key = load_pem_public_key(pem.encode())
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise _invalid(f"a public key of {owner} cannot be read") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, (ec.SECP256R1, ec.SECP384R1)):
+        raise _invalid(f"a public key of {owner} is on none of the curves P-256 and P-384")
+    return key
+
+
 def _encode_node(node: RosterNode) -> dict[str, str]:
-    pem = load_der_public_key(node.root.public_key).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    return {"kind": node.root.kind.value, "evidence": node.root.evidence.name.lower(), "public_key": pem.decode()}
+    pem = _pem(load_public_key(node.root.public_key))
+    return {"kind": node.root.kind.value, "evidence": node.root.evidence.name.lower(), "public_key": pem}
+
+
+def _pem(key: ec.EllipticCurvePublicKey) -> str:
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
 def _invalid(what: str) -> OperatorError:

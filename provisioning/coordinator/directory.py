@@ -1,6 +1,6 @@
 """A coordinator's directory: what it is to do, how far it has come, and what came out.
 
-study.json  model.onnx  settings.json     written once, when the directory is prepared
+study.json  model.onnx  settings.json  roster.json  coordinator.key     written once, when the directory is prepared
 progress.jsonl  checkpoints/              written round by round
 result.json  trained.onnx                 written at the end
 """
@@ -12,14 +12,18 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent.core.errors import OperatorError, SecureHealthError
 from agent.trust.model import ModelFile, verify_model
+from agent.trust.roster import Roster, parse_roster
 from agent.trust.study import Study, parse_study, study_digest
 
 
@@ -48,6 +52,21 @@ class CoordinatorSettings(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
+class Protection:
+    """What the coordinator of a protected study holds.
+
+    Args:
+        roster: Who speaks for which hospital, to name culprits; nodes rely on their own.
+        key: Signs each round; its public half stands in the hospitals' rosters.
+        open_attempt: File that names the attempt under way, for a coordinator that is started again.
+    """
+
+    roster: Roster
+    key: ec.EllipticCurvePrivateKey = field(repr=False)
+    open_attempt: Path
+
+
+@dataclass(frozen=True, slots=True)
 class Assignment:
     """What the coordinator is to do.
 
@@ -56,12 +75,14 @@ class Assignment:
         digest: SHA-256 of its file, hex.
         model: The study's model, verified against it.
         settings: The operator's part.
+        protection: What secure aggregation needs beside the study; None for an unprotected demonstration.
     """
 
     study: Study
     digest: str
     model: ModelFile
     settings: CoordinatorSettings
+    protection: Protection | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +111,23 @@ class CoordinatorDirectory:
         """The trained model, as ONNX; there once the study has ended well."""
         return self.path / "trained.onnx"
 
-    def prepare(self, study: bytes, model: bytes, settings: CoordinatorSettings) -> Assignment:
+    def prepare(
+        self,
+        study: bytes,
+        model: bytes,
+        settings: CoordinatorSettings,
+        *,
+        roster: bytes | None = None,
+        key: bytes | None = None,
+    ) -> Assignment:
         """Write what the coordinator is to do into a fresh directory.
 
         Args:
             study: The study file, as signed.
             model: The model file that it names.
             settings: The operator's part.
+            roster: The consortium's roster; secure aggregation needs it.
+            key: The coordinator's private key (PEM, PKCS #8); secure aggregation needs it.
 
         Raises:
             OperatorError: The study or model cannot be used, or the directory holds another study already.
@@ -108,8 +139,12 @@ class CoordinatorDirectory:
                 next_step="Choose another directory, or resume the study that is there.",
             )
         parsed = parse_study(study)
-        assignment = Assignment(parsed, study_digest(study), verify_model(model, parsed.model), settings)
+        protection = self._protection(settings, roster, key)
+        assignment = Assignment(parsed, study_digest(study), verify_model(model, parsed.model), settings, protection)
         self.path.mkdir(parents=True, exist_ok=True)
+        if roster is not None and key is not None:
+            store_atomically(self.path / "roster.json", roster)
+            store_atomically(self.path / "coordinator.key", key, mode=0o600)
         store_atomically(self.path / "model.onnx", model)
         store_atomically(self.path / "settings.json", settings.model_dump_json(indent=2).encode() + b"\n")
         store_atomically(self.path / "study.json", study)  # last: its presence says that the rest is there
@@ -124,7 +159,18 @@ class CoordinatorDirectory:
         study_bytes, model_bytes = self._read("study.json"), self._read("model.onnx")
         study = parse_study(study_bytes)
         settings = _parse_settings(self._read("settings.json"))
-        return Assignment(study, study_digest(study_bytes), verify_model(model_bytes, study.model), settings)
+        model = verify_model(model_bytes, study.model)
+        roster = key = None
+        if settings.aggregation == "secure":
+            roster, key = self._read("roster.json"), self._read("coordinator.key")
+        return Assignment(study, study_digest(study_bytes), model, settings, self._protection(settings, roster, key))
+
+    def _protection(self, settings: CoordinatorSettings, roster: bytes | None, key: bytes | None) -> Protection | None:
+        if settings.aggregation != "secure":
+            return None
+        if roster is None or key is None:
+            raise bad_setting("aggregation", "secure aggregation needs a roster and the coordinator's key")
+        return Protection(parse_roster(roster), _parse_key(key), self.path / "attempt.json")
 
     def store_result(self, model: bytes, result: dict[str, object]) -> None:
         """Write the trained model, then the result that names it."""
@@ -164,10 +210,10 @@ class CoordinatorDirectory:
             ) from error
 
 
-def store_atomically(path: Path, data: bytes) -> None:
+def store_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Write `data` so that, whenever the power fails, `path` holds the old content or the new, whole."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as stream:
+    with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as stream:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
@@ -185,6 +231,16 @@ def _parse_settings(data: bytes) -> CoordinatorSettings:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise bad_setting(".".join(map(str, first["loc"])) or "settings", first["msg"]) from error
+
+
+def _parse_key(data: bytes) -> ec.EllipticCurvePrivateKey:
+    try:
+        key = load_pem_private_key(data, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise bad_setting("coordinator.key", "it holds no private key") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise bad_setting("coordinator.key", "its key is not on the curve P-256")
+    return key
 
 
 def bad_setting(name: str, why: str) -> SecureHealthError:

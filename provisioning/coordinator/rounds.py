@@ -20,6 +20,7 @@ from provisioning.coordinator.directory import Assignment, CoordinatorDirectory
 from provisioning.coordinator.exchange import Exchange, Line
 from provisioning.coordinator.gathering import Gathering
 from provisioning.coordinator.progress import Happening, ProgressLog, RoundRecord
+from provisioning.coordinator.secure import SecureAggregation
 from provisioning.coordinator.strategy import ServerOptimiser
 
 FloatVector = npt.NDArray[np.float32]
@@ -75,15 +76,7 @@ def make_aggregation(assignment: Assignment, report: Report) -> Aggregation:
     return _AGGREGATIONS[assignment.settings.aggregation](assignment, report)
 
 
-def _refuse_secure(_: Assignment, __: Report) -> Aggregation:
-    raise OperatorError(
-        "coordinator.no_secure_aggregation",
-        "This release has no secure aggregation.",
-        next_step="Install a release that has it; unprotected aggregation is for demonstration and bench only.",
-    )
-
-
-_AGGREGATIONS: dict[str, AggregationMaker] = {"plain": PlainAggregation, "secure": _refuse_secure}
+_AGGREGATIONS: dict[str, AggregationMaker] = {"plain": PlainAggregation, "secure": SecureAggregation}
 
 
 class Coordination:

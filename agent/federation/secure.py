@@ -1,0 +1,214 @@
+"""The stages of secure aggregation at a node: the protocol core, fed from worker, journal and session key."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import structlog
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from agent.core.errors import HardwareError, OperatorError, SecureHealthError
+from agent.core.wire import Frame, Refusal, Stage
+from agent.federation.faults import RefusedError, StoppedError
+from agent.federation.journal import FileJournal
+from agent.federation.plain import parse_moments
+from agent.federation.studies import StudyRun, broken_rule, declining
+from agent.secagg.attempt import Roster
+from agent.secagg.codec import Contribution
+from agent.secagg.messages import parse_advertise_request
+from agent.secagg.node import AcceptedRound, NodeIdentity, NodeSession
+from agent.trust.metrics import Moments, moments_layout, training_layout
+from agent.trust.terms import aggregation_terms
+
+MAX_CONFIGURATION_BYTES = 1 << 20
+MASK_THREADS = max(1, min(4, os.cpu_count() or 1))
+STAGES = (Stage.ADVERTISE, Stage.MASKED_INPUT, Stage.AGREE, Stage.REVEAL)
+
+log = structlog.get_logger()
+
+
+class CertifiedKey(Protocol):
+    """A session key and the certificate that makes others believe it."""
+
+    @property
+    def signing_key(self) -> ec.EllipticCurvePrivateKey:
+        """P-256."""
+        ...
+
+    @property
+    def certificate(self) -> bytes:
+        """The envelope to send along."""
+        ...
+
+
+SessionSource = Callable[[], CertifiedKey]
+"""The session to sign with now; raises `HardwareError` when the box cannot prove who it is."""
+
+
+@dataclass(slots=True)
+class _OpenStudy:
+    """One study's session on this box."""
+
+    session: NodeSession
+    journal: FileJournal
+    run: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class SecureSettings:
+    """What the handler needs beside the studies.
+
+    Args:
+        site: This hospital.
+        journals: Directory of all journals.
+        peers: Whom this hospital trusts to speak for whom.
+        coordinator: Who may ask.
+        session: The key that signs for this box.
+        stopping: Whether the agent was told to stop: training that a stop cut short is no failure of the study.
+    """
+
+    site: str
+    journals: Path
+    peers: Roster
+    coordinator: ec.EllipticCurvePublicKey
+    session: SessionSource = field(repr=False)
+    stopping: Callable[[], bool] = field(repr=False)
+
+
+class SecureHandler:
+    """Answers the four legs. Only masked words leave; whatever fails on the data still sends a masked nothing."""
+
+    def __init__(self, settings: SecureSettings) -> None:
+        self._settings = settings
+        self._open: dict[str, _OpenStudy] = {}
+
+    def handle(self, run: StudyRun, frame: Frame) -> Frame:
+        """Answer one leg."""
+        if frame.stage is Stage.ADVERTISE:
+            return self._advertise(run, frame)
+        study = self._open.get(run.folder.digest) or self._begin(run)
+        if frame.stage is Stage.MASKED_INPUT:
+            return self._masked_input(run, study, frame)
+        if frame.stage is Stage.AGREE:
+            return study.session.agree(frame)
+        return study.session.reveal(frame)
+
+    def forget(self, run: StudyRun) -> None:
+        """Drop the session with its secrets; the journal stays on the disk."""
+        self._open.pop(run.folder.digest, None)
+
+    def _advertise(self, run: StudyRun, frame: Frame) -> Frame:
+        """Leg 0, always with a fresh session: its certificate is then the newest, its secrets are the run's alone."""
+        wanted = parse_advertise_request(frame.header, frame.payload).run
+        study = self._begin(run)
+        try:
+            study.journal.check_not_paused(wanted)
+        except OperatorError as error:
+            raise RefusedError(Refusal.NOT_PERMITTED, error) from error
+        study.run = wanted
+        return study.session.advertise(frame)
+
+    def _begin(self, run: StudyRun) -> _OpenStudy:
+        settings = self._settings
+        try:
+            certified = settings.session()
+            journal = FileJournal(journal_directory(settings.journals, run.folder.digest, run.dataset.id))
+        except HardwareError as error:
+            raise RefusedError(Refusal.BUSY, error) from error
+        session = NodeSession(
+            identity=NodeIdentity(settings.site, certified.certificate, _signer(certified.signing_key)),
+            terms=aggregation_terms(run.study, run.folder.digest),
+            roster=settings.peers,
+            coordinator=settings.coordinator,
+            journal=journal,
+            initial_model=run.worker.initial_parameters,
+            randomness=os.urandom,
+            workers=MASK_THREADS,
+        )
+        self._open[run.folder.digest] = study = _OpenStudy(session, journal)
+        return study
+
+    def _masked_input(self, run: StudyRun, study: _OpenStudy, frame: Frame) -> Frame:
+        accepted = study.session.accept(frame)
+        moments = self._moments(run, study, accepted)
+        contribution = self._contribute(run, study, accepted, moments)
+        upload = study.session.masked_input(contribution)
+        if upload.declined is not None and contribution is not None:
+            self._pause(run, study, upload.declined)
+        log.info(
+            "masked_input_sent",
+            study=run.study.id,
+            round=accepted.attempt.round_number,
+            attempt=accepted.attempt.attempt,
+            cohort=len(accepted.attempt.cohort),
+            bytes=len(upload.frame.payload),
+            context=accepted.attempt.context.hex(),
+        )
+        return upload.frame
+
+    def _moments(self, run: StudyRun, study: _OpenStudy, accepted: AcceptedRound) -> Mapping[str, Moments] | None:
+        """The moments to standardise by, the same in every round."""
+        if accepted.attempt.round_number == 0:
+            if accepted.configuration:
+                raise broken_rule("moments in the round that asks for them")
+            return None
+        moments = parse_moments(run.study, _parse_configuration(accepted.configuration))
+        study.journal.pin_configuration(accepted.configuration)
+        return moments
+
+    def _contribute(
+        self, run: StudyRun, study: _OpenStudy, accepted: AcceptedRound, moments: Mapping[str, Moments] | None
+    ) -> Contribution | None:
+        """Train; None where that failed, for a cause that stays here and pauses the study before its next run."""
+        try:
+            with declining(run.study):
+                return _compute(run, accepted, moments)
+        except RefusedError as refused:
+            if self._settings.stopping():
+                raise StoppedError from refused
+            self._pause(run, study, refused.cause.code, error=refused.cause)
+            return None
+
+    def _pause(self, run: StudyRun, study: _OpenStudy, code: str, *, error: SecureHealthError | None = None) -> None:
+        log.error("study_paused", study=run.study.id, cause=code, error=error)
+        study.journal.pause(study.run, code)
+
+
+def journal_directory(journals: Path, study_digest: str, dataset: str) -> Path:
+    """Where the journal of a study on a data set lies."""
+    return journals / study_digest[:32] / dataset
+
+
+def _compute(run: StudyRun, accepted: AcceptedRound, moments: Mapping[str, Moments] | None) -> Contribution:
+    number, nothing = accepted.attempt.round_number, np.empty(0, dtype=np.float32)
+    if number == 0:
+        result = run.worker.moments()
+        return Contribution(nothing, 0, moments_layout(run.study).encode(result.metrics))
+    layout = training_layout(run.study)
+    if number > run.study.rounds:
+        result = run.worker.evaluate(accepted.model, moments=moments)
+        return Contribution(nothing, 0, layout.encode(result.metrics))
+    result = run.worker.train(accepted.model, round_number=number, moments=moments)
+    return Contribution(result.update, result.weight, layout.encode(result.metrics))
+
+
+def _parse_configuration(configuration: bytes) -> object:
+    if not configuration:
+        return None
+    if len(configuration) > MAX_CONFIGURATION_BYTES:
+        raise broken_rule("moments beyond the limit")
+    try:
+        return json.loads(configuration)
+    except (ValueError, RecursionError):
+        raise broken_rule("moments that are not JSON") from None
+
+
+def _signer(key: ec.EllipticCurvePrivateKey) -> Callable[[bytes], bytes]:
+    return lambda data: key.sign(data, ec.ECDSA(hashes.SHA256()))

@@ -1,0 +1,61 @@
+"""Who speaks for which hospital, by the roster that this party itself pinned; never by what the other side relays."""
+
+from __future__ import annotations
+
+import hashlib
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from agent.core.clock import Clock
+from agent.core.errors import PeerProtocolError
+from agent.core.ids import SiteID
+from agent.secagg import refusals
+from agent.statements.chain import NodeRecord, TrustView, verify_session
+from agent.statements.roots import public_key_bytes
+from agent.trust.roster import Roster
+
+NODE_NAME_CHARACTERS = 16
+
+
+def node_name(key_id: str) -> str:
+    """A node's name until its site gives it one: the head of its hardware key's id."""
+    return key_id[:NODE_NAME_CHARACTERS]
+
+
+def consortium_digest(coordinator: ec.EllipticCurvePublicKey) -> str:
+    """What session certificates name as their consortium, hex: its coordinator's key."""
+    return hashlib.sha256(public_key_bytes(coordinator)).hexdigest()
+
+
+class PinnedPeers:
+    """Verifies session certificates against a pinned roster; thread-safe."""
+
+    def __init__(self, roster: Roster, clock: Clock) -> None:
+        """Prepare.
+
+        Args:
+            roster: Pinned; it names the coordinator's key.
+            clock: For certificates' times.
+        """
+        self._clock = clock
+        records = {
+            node.root.key_id: NodeRecord(site, node_name(node.root.key_id), node.root)
+            for site, nodes in roster.sites.items()
+            for node in nodes
+        }
+        # Until rosters come from a repository with timestamps, no certificate names a version of one.
+        self._view = TrustView(consortium_digest(roster.coordinator_key()), records, frozenset(), 0, 0)
+
+    def verify_certificate(self, site: str, certificate: bytes) -> ec.EllipticCurvePublicKey:
+        """The session key that speaks for `site`.
+
+        Raises:
+            PeerProtocolError: The certificate does not count, or speaks for another hospital.
+        """
+        try:
+            session = verify_session(certificate, self._view, now_s=int(self._clock.now().timestamp()))
+        except PeerProtocolError as error:
+            raise refusals.untrusted_certificate(site) from error
+        if session.record.site != SiteID(site) or not isinstance(session.public_key.curve, ec.SECP256R1):
+            raise refusals.untrusted_certificate(site)
+        return session.public_key

@@ -1,0 +1,59 @@
+"""A study's terms of secure aggregation, as node and coordinator both derive them from the signed study."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from agent.secagg.terms import Dropout, NoiseTerms, Terms, default_colluders
+from agent.trust.metrics import Moments, moments_layout, training_layout
+from agent.trust.study import Study
+
+
+def aggregation_terms(study: Study, digest: str) -> Terms:
+    """The bounds that every node of a study keeps.
+
+    Args:
+        study: As parsed.
+        digest: SHA-256 of the signed file, hex.
+
+    Raises:
+        OperatorError: They contradict each other, or leave no safe cohort.
+    """
+    asked = study.secagg
+    colluders = asked.colluders or default_colluders(len(study.sites))
+    return Terms(
+        study_id=study.id,
+        study_digest=bytes.fromhex(digest),
+        sites=tuple(sorted(study.sites)),
+        colluders=colluders,
+        minimum_sites=asked.minimum_sites or colluders + 2,
+        rounds=study.rounds,
+        parameters=study.model.parameters,
+        words=len(training_layout(study).words),
+        moment_words=len(moments_layout(study).words) if study.data.standardise == "federated" else 0,
+        clip=asked.clip,
+        bits=asked.bits,
+        weight_cap=asked.weight_cap,
+        dropout=Dropout(asked.dropout),
+        blocks=asked.blocks,
+        accept_differencing=asked.accept_differencing,
+        max_step_l2=asked.max_step_l2,
+        max_step_linf=asked.max_step_linf,
+        privacy=_noise_terms(study),
+    )
+
+
+def encode_configuration(moments: Mapping[str, Moments] | None) -> bytes:
+    """What a round's request adds to the study: federation-wide moments, or nothing. Bound by the round's context."""
+    if moments is None:
+        return b""
+    pairs = {name: [moment.mean, moment.deviation] for name, moment in moments.items()}
+    return json.dumps(pairs, sort_keys=True, allow_nan=False).encode()
+
+
+def _noise_terms(study: Study) -> NoiseTerms | None:
+    asked = study.privacy
+    if asked is None:
+        return None
+    return NoiseTerms(asked.l2_clip, asked.noise_multiplier, asked.epsilon, asked.delta)
