@@ -5,10 +5,10 @@ One hospital's vector of 64-bit words:
     packed coordinates (W words) | weight | clipped | metric words (k) | check word
 
 A coordinate u becomes v = clip(u) * weight / weight_cap, then an integer z in -Q..Q with Q = 2^(q-1) - 1, by
-stochastic rounding of v * Q / clip. The lane holds z + offset, so a sum over any part of the cohort fits its lane.
-Coordinate k sits in word k mod W, lane k div W (bit lane * lane_bits). The weighting is part of the codec: the weight
-that counts, and that the weight word carries, never falls below weight_cap / Q, so a full-range coordinate of the
-smallest hospital still moves the sum by one step.
+stochastic rounding of v * Q / clip (less 2^-20 of it). The lane holds z + offset, so a sum over any part of the cohort
+fits its lane. Coordinate k sits in word k mod W, lane k div W (bit lane * lane_bits). The weighting is part of the
+codec: the weight that counts, and that the weight word carries, never falls below weight_cap / Q, so a full-range
+coordinate of the smallest hospital still moves the sum by one step.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Codec:
     @property
     def limit(self) -> int:
         """Q, the greatest magnitude of a quantised coordinate."""
-        return (1 << (self.bits - 1)) - 1
+        return quantisation_limit(self.bits)
 
     @property
     def offset(self) -> int:
@@ -161,7 +161,8 @@ class Codec:
         Raises:
             ContributionError: It has the wrong shape, or a number that is not finite.
         """
-        out = np.zeros(self.total_words, np.uint64)
+        out = np.empty(self.total_words, np.uint64)
+        out[self.packed_words :] = 0
         clipped = self._pack(out[: self.packed_words], contribution, key)
         tail = out[self.packed_words :]
         if self.noise:
@@ -191,31 +192,33 @@ class Codec:
         return CohortSum(update, weight, int(tail[1]), tail[2:-1].copy())
 
     def _scale_of_mean(self, weight: int, survivors: int) -> float:
-        step = self.clip / self.limit
+        step = 1.0 / unit_scale(self.bits, self.clip)
         if self.noise:
             return step / survivors
         return step * self.weight_cap / weight if weight else 0.0
 
     def _pack(self, out: Words, contribution: Contribution | None, key: bytes) -> int:
+        # Every lane starts at the offset; integers, shifted, are added modulo 2^64 and never borrow across lanes.
+        out[:] = sum(self.offset << (lane * self.lane_bits) for lane in range(self.lanes))
         if not self.length:
             return 0
         if self.noise:
-            integers = self.noise.integers(self._bounded_update(contribution), self._unit_scale(), key=key)
+            integers = self.noise.integers(
+                self._bounded_update(contribution), unit_scale(self.bits, self.clip), key=key
+            )
             self._fill_lanes(out, lambda low, high: integers[low:high])
             return 0
         if contribution is None:
-            zeros = np.zeros(CHUNK_WORDS, np.int32)
-            self._fill_lanes(out, lambda low, high: zeros[: high - low])
             return 0
         weight = self.effective_weight(contribution.weight)
         rounder = Rounder(
-            self._checked_update(contribution), self.clip, self._unit_scale() * weight / self.weight_cap, key
+            self._checked_update(contribution),
+            self.clip,
+            unit_scale(self.bits, self.clip) * weight / self.weight_cap,
+            key,
         )
         self._fill_lanes(out, rounder)
         return rounder.clipped
-
-    def _unit_scale(self) -> float:
-        return self.limit / self.clip
 
     def _checked_update(self, contribution: Contribution) -> Floats:
         update = contribution.update
@@ -232,8 +235,8 @@ class Codec:
         return np.clip(update, -self.clip, self.clip)
 
     def _fill_lanes(self, out: Words, source: IntegerSource) -> None:
-        """Shift every integer into its lane, one cache-sized run of words at a time."""
-        wide = np.empty(CHUNK_WORDS, np.uint64)
+        """Add every integer to its lane, one cache-sized run of words at a time."""
+        wide = np.empty(CHUNK_WORDS, np.int64)
         for low in range(0, self.packed_words, CHUNK_WORDS):
             high = min(low + CHUNK_WORDS, self.packed_words)
             for lane in range(self.lanes):
@@ -242,11 +245,10 @@ class Codec:
                 if count <= 0:
                     break
                 part = wide[:count]
-                # Widening before the offset: with noise the sum may pass 31 bits.
-                np.copyto(part.view(np.int64), source(start, start + count))
-                np.add(part, np.uint64(self.offset), out=part)
-                np.left_shift(part, np.uint64(lane * self.lane_bits), out=part)
-                np.bitwise_or(out[low : low + count], part, out=out[low : low + count])
+                np.copyto(part, source(start, start + count))
+                np.left_shift(part, lane * self.lane_bits, out=part)
+                words = out[low : low + count]
+                np.add(words, part.view(np.uint64), out=words)
 
 
 class Rounder:
@@ -277,25 +279,40 @@ class Rounder:
 
     def __call__(self, low: int, high: int) -> npt.NDArray[Any]:
         """Integers of coordinates low..high, at most `CHUNK_WORDS`; overwritten by the next call."""
-        source, count = self._update[low:high], high - low
-        bounded, real, fixed = self._float[:count], self._real[:count], self._fixed[:count]
-        np.clip(source, -self._clip, self._clip, out=bounded)
-        self.clipped += int(np.count_nonzero(bounded != source))
-        np.multiply(bounded, self._scale, out=real, casting="same_kind")
-        if not np.isfinite(source).all():
-            raise ContributionError("the update is not finite")
-        np.rint(real, out=real)
+        count = high - low
+        real, fixed = self._real[:count], self._fixed[:count]
+        np.multiply(self._bounded(low, high), self._scale, out=real, casting="same_kind")
         np.copyto(fixed, real, casting="unsafe")
         dither = self._stream.next_words(-(-count // 4)).view(np.uint16)[:count]
         np.add(fixed, dither, out=fixed)
         np.right_shift(fixed, 16, out=fixed)
         return fixed
 
+    def _bounded(self, low: int, high: int) -> Floats:
+        """The run itself where the clip does not touch it (NaN fails both comparisons), else a clipped copy."""
+        source, bounded = self._update[low:high], self._float[: high - low]
+        if source.max() <= self._clip and source.min() >= -self._clip:
+            return source
+        if not np.isfinite(source).all():
+            raise ContributionError("the update is not finite")
+        np.clip(source, -self._clip, self._clip, out=bounded)
+        self.clipped += int(np.count_nonzero(bounded != source))
+        return bounded
+
+
+def quantisation_limit(bits: int) -> int:
+    """Q = 2^(q-1) - 1, the greatest magnitude of a quantised coordinate."""
+    return (1 << (bits - 1)) - 1
+
+
+def unit_scale(bits: int, clip: float) -> float:
+    """Integer steps a unit: a hair less than Q / clip, lest rounding of float32 carry a coordinate beyond Q."""
+    return quantisation_limit(bits) / clip * (1.0 - 2.0**-20)
+
 
 def codec_for(terms: Terms, *, round_number: int, cohort: int, threshold: int) -> Codec:
     """The codec of a round: a function of the study's terms, the round's number and the cohort's size alone."""
     length = terms.vector_length(round_number)
-    step = terms.clip / ((1 << (terms.bits - 1)) - 1)
     return Codec(
         length=length,
         word_count=terms.word_count(round_number),
@@ -303,7 +320,9 @@ def codec_for(terms: Terms, *, round_number: int, cohort: int, threshold: int) -
         bits=terms.bits,
         clip=terms.clip,
         weight_cap=terms.weight_cap,
-        noise=noise_for(terms.privacy, length=length, step=step, honest=threshold - terms.colluders),
+        noise=noise_for(
+            terms.privacy, length=length, scale=unit_scale(terms.bits, terms.clip), honest=threshold - terms.colluders
+        ),
     )
 
 

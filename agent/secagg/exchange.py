@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, x25519
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from agent.secagg import refusals
@@ -118,7 +117,6 @@ def self_commitment(context: bytes, site: str, seed: bytes) -> bytes:
 def verify_signature(key: ec.EllipticCurvePublicKey, signature: bytes, label: str, *fields: Field) -> bool:
     """Whether `signature` (ECDSA over P-256 with SHA-256, DER) covers exactly these fields under `label`."""
     try:
-        decode_dss_signature(signature)
         key.verify(signature, frame_fields(label, *fields), _SIGNATURE)
     except (InvalidSignature, ValueError):
         return False

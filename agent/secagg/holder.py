@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -9,11 +10,13 @@ from typing import TYPE_CHECKING
 from agent.secagg.dealing import HeldShares, cut_slots, share_commitment, slot_digest
 from agent.secagg.exchange import TAG_BYTES, open_share
 from agent.secagg.messages import RelayedUpload, Revelation
-from agent.secagg.transcript import KEY_BYTES, NO_DIGEST, digest
+from agent.secagg.transcript import KEY_BYTES, NO_DIGEST
 
 if TYPE_CHECKING:
     from agent.secagg.attempt import Attempt
     from agent.secagg.round_secrets import RoundSecrets
+
+_SEALED_PREFIX = b"secur-e-health/secagg/1/sealed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +37,9 @@ def sealed_bytes(cohort: int) -> int:
     return cohort * KEY_BYTES + TAG_BYTES
 
 
-def ciphertext_digest(context: bytes, dealer: str, holder: str, ciphertext: bytes) -> bytes:
-    """What a dealer signs about a sealed share."""
-    return digest("ciphertext", context, dealer, holder, ciphertext)
+def sealed_digest(ciphertext: bytes) -> bytes:
+    """What a dealer signs about a sealed share; round, dealer and holder follow from where it stands."""
+    return hashlib.sha256(_SEALED_PREFIX + ciphertext).digest()
 
 
 def is_share_unaltered(relayed: RelayedUpload, attempt: Attempt, *, holder: str) -> bool:
@@ -45,7 +48,7 @@ def is_share_unaltered(relayed: RelayedUpload, attempt: Attempt, *, holder: str)
     expected, _ = relayed.upload.entry(attempt.cohort.index(holder))
     if dealer == holder:
         return not relayed.share and expected == NO_DIGEST
-    return ciphertext_digest(attempt.context, dealer, holder, relayed.share) == expected
+    return sealed_digest(relayed.share) == expected
 
 
 def open_held_shares(secrets: RoundSecrets, attempt: Attempt, survivors: Sequence[RelayedUpload]) -> OpenedShares:

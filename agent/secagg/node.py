@@ -110,6 +110,7 @@ class NodeSession:
         journal: Durable memory of this (study, data set).
         initial_model: Shape (m,), float32: the parameters of the study's own model file.
         randomness: Secure random bytes.
+        permit_minimum: Smallest cohort and fewest survivors that the local permit accepts; it may raise the study's.
         workers: Threads of the mask engine.
     """
 
@@ -123,10 +124,13 @@ class NodeSession:
         journal: Journal,
         initial_model: Floats,
         randomness: Randomness,
+        permit_minimum: int = 0,
         workers: int = 1,
     ) -> None:
         self._identity = identity
         self._terms = terms
+        # What the round binds are the study's terms; what this node decides by may be stricter.
+        self._own_terms = replace(terms, minimum_sites=max(terms.minimum_sites, permit_minimum))
         self._roster = roster
         self._coordinator = coordinator
         self._journal = journal
@@ -180,7 +184,7 @@ class NodeSession:
         after = advance(NODE_TRANSITIONS, self._state, NodeEvent.ACCEPT)
         if request.run != self._run:
             raise refusals.foreign_run()
-        rules.check_cohort(self._terms, request.cohort, own=self._identity.site)
+        rules.check_cohort(self._own_terms, request.cohort, own=self._identity.site)
         peers = checks.verify_bundles(self._terms, self._roster, self._run, request.bundles, own=self._bundle)
         checks.check_turn(self._terms, self._journal.latest_attempt(), frame, request, peers)
         before = self._journal.accepted_model() or AcceptedModel(1, self._initial_model)
@@ -252,7 +256,7 @@ class NodeSession:
         secrets, attempt = self._open_round(frame, request.context, NodeState.UPLOADED)
         survivors = [relayed.upload for relayed in request.survivors]
         checks.check_survivors(attempt, request.survivors, self._peers, own=self._upload)
-        verdict = rules.judge_survivors(self._terms, attempt.cohort, [upload.site for upload in survivors])
+        verdict = rules.judge_survivors(self._own_terms, attempt.cohort, [upload.site for upload in survivors])
         if verdict is rules.Verdict.ABORT:
             return self._abort(frame, request.context)
         event = NodeEvent.COMPLETE if verdict is rules.Verdict.COMPLETE else NodeEvent.AGREE

@@ -78,13 +78,13 @@ class Noise:
         return np.trunc(steps).astype(np.int32)
 
 
-def noise_for(terms: NoiseTerms | None, *, length: int, step: float, honest: int) -> Noise | None:
+def noise_for(terms: NoiseTerms | None, *, length: int, scale: float, honest: int) -> Noise | None:
     """The noise of a round, or None where the study has none.
 
     Args:
         terms: The study's.
         length: m; 0 where the round has no vector.
-        step: One quantisation step, in the update's unit.
+        scale: Integer steps a unit of the update.
         honest: Hospitals whose noise can be counted on: T - c.
 
     Raises:
@@ -92,7 +92,7 @@ def noise_for(terms: NoiseTerms | None, *, length: int, step: float, honest: int
     """
     if terms is None:
         return None
-    l2_steps = terms.l2_clip / step
+    l2_steps = terms.l2_clip * scale
     sensitivity = rounded_sensitivity(l2_steps, length)
     variance = (terms.noise_multiplier * sensitivity) ** 2 / honest
     bound = math.ceil(TAIL_DEVIATIONS * math.sqrt(variance)) + 1

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from agent.secagg.attempt import Attempt, Randomness
 from agent.secagg.dealing import HeldShares, deal_shares, share_commitment
 from agent.secagg.exchange import RunKey, pair_seed, seal_share, seed_commitment, self_commitment
-from agent.secagg.holder import OpenedShares, ciphertext_digest
+from agent.secagg.holder import OpenedShares, sealed_digest
 from agent.secagg.masking import Mask, add_masks
 from agent.secagg.messages import MaskedInputReply, UploadHeader
 from agent.secagg.transcript import KEY_BYTES, NO_DIGEST, digest
@@ -109,7 +109,7 @@ def mask_input(
             continue
         ciphertext = seal_share(secrets.roots[holder], context, site, holder, b"".join(shares.slots))
         sealed.append(ciphertext)
-        entries += [ciphertext_digest(context, site, holder, ciphertext), commitment]
+        entries += [sealed_digest(ciphertext), commitment]
         commitments.append(seed_commitment(context, site, holder, secrets.seeds[holder]))
     payload = vector.view(np.uint8).data
     seed_commitments = b"".join(commitments)

@@ -7,7 +7,7 @@ commitments of uploads as they come, shares when a seed does not fit its commitm
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,7 @@ from agent.secagg.attempt import (
 from agent.secagg.codec import CohortSum
 from agent.secagg.exchange import verify_signature
 from agent.secagg.fields import Header
-from agent.secagg.holder import ciphertext_digest, sealed_bytes
+from agent.secagg.holder import sealed_bytes, sealed_digest
 from agent.secagg.masking import check_word, sum_masked
 from agent.secagg.messages import (
     AbortCertificate,
@@ -49,11 +49,12 @@ from agent.secagg.messages import (
     parse_reveal_reply,
 )
 from agent.secagg.node_checks import verify_bundle, verify_upload
+from agent.secagg.recovery import LostAttempt
 from agent.secagg.round_secrets import masked_digest, seeds_digest
 from agent.secagg.stages import SERVER_TRANSITIONS, ServerEvent, ServerState, advance
 from agent.secagg.terms import Dropout, Terms
 from agent.secagg.transcript import DIGEST_BYTES, NO_DIGEST, digest
-from agent.secagg.unmasking import Revealed, Unmasking, cut_revelation
+from agent.secagg.unmasking import Revealed, Unmasking
 
 Words = npt.NDArray[np.uint64]
 
@@ -126,6 +127,10 @@ class ServerSession:
         """Leave a hospital out until it advertises again."""
         self._bundles.pop(site, None)
 
+    def lost_attempt(self, round_number: int, attempt: int) -> LostAttempt:
+        """An attempt of an earlier run, with the hospitals that are ready as its cohort: see `standings`."""
+        return LostAttempt(self.terms, round_number, attempt, {site: self._keys[site] for site in self.ready_sites()})
+
     def ready_sites(self) -> tuple[str, ...]:
         """The greatest cohort that nodes would accept now, sorted; maybe too small to begin."""
         ready = set(self._bundles)
@@ -178,6 +183,19 @@ class ServerSession:
         keys = {site: self._keys[site] for site in sites}
         return ServerRound(self.terms, opened, request, keys, workers=self._workers)
 
+    def reopen(self, round_number: int, attempt: int, context: bytes, cohort: Sequence[str]) -> ServerRound:
+        """Take up an attempt that an earlier process of this coordinator began, only to give it up.
+
+        Args:
+            round_number: Its round.
+            attempt: Its number.
+            context: Its context, as kept.
+            cohort: Its sites; all of them have advertised anew.
+        """
+        nothing = bytes(4 * self.terms.model_length(round_number))
+        fresh = self.begin_round(round_number, nothing, attempt=attempt, cohort=cohort)
+        return fresh.for_abort(context)
+
 
 class ServerRound:
     """One attempt at a round.
@@ -209,6 +227,11 @@ class ServerRound:
         self._aborts: dict[str, bytes] = {}
         self._revealed: dict[str, Revealed] = {}
         self._locked = b""
+
+    def for_abort(self, context: bytes) -> ServerRound:
+        """The same attempt under the context that nodes know it by; nothing but its abort can be asked for."""
+        known = replace(self.attempt, context=context)
+        return ServerRound(self._terms, known, self._request, self._keys, workers=self._workers)
 
     @property
     def state(self) -> ServerState:
@@ -326,7 +349,7 @@ class ServerRound:
         reply = parse_reveal_reply(frame.header, frame.payload)
         if reply.context != self.attempt.context or reply.site != site or site not in self._uploads:
             raise refusals.foreign_context(site)
-        self._revealed[site] = cut_revelation(reply.revelation, self.attempt, self.uploaded, site=site)
+        self._revealed[site] = Revealed(site, reply.revelation, self.attempt, self.uploaded)
         self._state = after
 
     def finish(self) -> RoundSum:
@@ -372,11 +395,11 @@ class ServerRound:
         )
         if not sized or seeds_digest(reply.seed_commitments) != upload.seeds:
             raise refusals.bad_upload_signature(site)
-        for index, holder in enumerate(cohort):
-            if holder != site:
-                sealed = _sealed_share(reply, cohort, site, holder)
-                if ciphertext_digest(self.attempt.context, site, holder, sealed) != upload.entry(index)[0]:
-                    raise refusals.bad_upload_signature(site)
+        dealer = cohort.index(site)
+        for holder in range(len(cohort)):
+            sealed = _sealed_share(reply, size, dealer=dealer, holder=holder)
+            if holder != dealer and sealed_digest(sealed) != upload.entry(holder)[0]:
+                raise refusals.bad_upload_signature(site)
 
     def _compare_seeds(self, survivors: Sequence[str]) -> None:
         """Both ends of every pair of survivors committed to the same seed: else their masks do not cancel."""
@@ -389,11 +412,12 @@ class ServerRound:
                     raise refusals.seed_mismatch(first, second)
 
     def _agree_request(self, holder: str) -> AgreeRequest:
+        cohort = self.attempt.cohort
+        size, reader = sealed_bytes(len(cohort)), cohort.index(holder)
         relayed = tuple(
-            RelayedUpload(
-                self._uploads[site].upload, _sealed_share(self._uploads[site], self.attempt.cohort, site, holder)
-            )
-            for site in self.uploaded
+            RelayedUpload(reply.upload, _sealed_share(reply, size, dealer=dealer, holder=reader))
+            for dealer, site in enumerate(cohort)
+            if (reply := self._uploads.get(site)) is not None
         )
         return AgreeRequest(self.attempt.context, abort=False, survivors=relayed)
 
@@ -402,7 +426,7 @@ class ServerRound:
         if complete is not (reply.answer is Answer.COMPLETE):
             raise refusals.foreign_context(site)
         if reply.revelation is not None:
-            self._revealed[site] = cut_revelation(reply.revelation, self.attempt, self.uploaded, site=site)
+            self._revealed[site] = Revealed(site, reply.revelation, self.attempt, self.uploaded)
         elif verify_signature(
             self._keys[site], reply.signature, *agree_statement(self.attempt.context, site, self._locked)
         ):
@@ -432,10 +456,7 @@ class ServerRound:
         return Frame(self._terms.study_id, stage, self.attempt.round_number, self.attempt.attempt, header, payload)
 
 
-def _sealed_share(reply: MaskedInputReply, cohort: Sequence[str], dealer: str, holder: str) -> bytes:
-    """The share that `dealer` sealed for `holder`, out of the run of them in its upload; empty for its own."""
-    if dealer == holder:
-        return b""
-    index, size = cohort.index(holder), sealed_bytes(len(cohort))
-    place = index - (index > cohort.index(dealer))
-    return reply.shares[place * size : (place + 1) * size]
+def _sealed_share(reply: MaskedInputReply, size: int, *, dealer: int, holder: int) -> bytes:
+    """The share that a dealer sealed for a holder, out of the run of them in its upload; empty for its own."""
+    place = holder - (holder > dealer)
+    return reply.shares[place * size : (place + 1) * size] if holder != dealer else b""

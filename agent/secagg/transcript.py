@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterable
+from functools import lru_cache
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
@@ -27,17 +28,21 @@ Field = bytes | memoryview | str | int
 
 def frame_fields(label: str, *fields: Field) -> bytes:
     """Encode `label` and `fields`: each as u32be length and bytes; text as UTF-8, integers as u64be."""
-    parts: list[bytes | memoryview] = []
-    for value in (_LABEL_PREFIX + label, *fields):
-        data = _field_bytes(value)
-        parts += (_LENGTH.pack(len(data)), data)
+    parts: list[bytes | memoryview] = [_frame_label(label)]
+    for value in fields:
+        data = value if isinstance(value, bytes) else _field_bytes(value)
+        parts.append(_LENGTH.pack(len(data)))
+        parts.append(data)
     return b"".join(parts)
 
 
 def digest(label: str, *fields: Field) -> bytes:
-    """SHA-256 of `frame_fields`, without joining large fields into one copy."""
-    state = hashlib.sha256()
-    for value in (_LABEL_PREFIX + label, *fields):
+    """SHA-256 of `frame_fields`."""
+    if not any(isinstance(value, memoryview) for value in fields):
+        return hashlib.sha256(frame_fields(label, *fields)).digest()
+    # Vectors come as views: they are hashed where they stand.
+    state = hashlib.sha256(_frame_label(label))
+    for value in fields:
         data = _field_bytes(value)
         state.update(_LENGTH.pack(len(data)))
         state.update(data)
@@ -58,6 +63,12 @@ def extract_key(secret: bytes, *, salt: bytes, label: str, fields: Iterable[Fiel
 def expand_key(key: bytes, label: str, *fields: Field) -> bytes:
     """HKDF-SHA256 expand only (RFC 5869 2.3): a further key from a uniform one."""
     return HKDFExpand(hashes.SHA256(), KEY_BYTES, info=frame_fields(label, *fields)).derive(key)
+
+
+@lru_cache(maxsize=64)
+def _frame_label(label: str) -> bytes:
+    data = (_LABEL_PREFIX + label).encode()
+    return _LENGTH.pack(len(data)) + data
 
 
 def _field_bytes(value: Field) -> bytes | memoryview:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from agent.core.errors import PeerProtocolError
 from agent.secagg import refusals
@@ -21,98 +20,83 @@ from agent.secagg.shamir import combine_shares
 from agent.secagg.transcript import DIGEST_BYTES, KEY_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class RevealedRow:
-    """What one holder revealed of one dealer.
-
-    Args:
-        self_share: Share of b_i.
-        pair_shares: By vanished hospital d, the share of s_id.
-        hidden: Digests of the slots not revealed, by site; in a whole cohort None, and `rest` stands for them.
-        rest: Their digest, in a whole cohort.
-    """
-
-    self_share: bytes = field(repr=False)
-    pair_shares: Mapping[str, bytes] = field(repr=False)
-    hidden: Mapping[str, bytes] | None
-    rest: bytes
-
-    def commitment(self, attempt: Attempt, dealer: str, holder: str) -> bytes:
-        """What the dealer must have signed, if this row is what it dealt."""
-        rest = self.rest
-        if self.hidden is not None:
-            others = (site for site in attempt.cohort if site != dealer)
-            rest = rest_digest(
-                self.hidden[site] if site in self.hidden else slot_digest(self.pair_shares[site]) for site in others
-            )
-        return share_commitment(attempt.context, dealer, holder, self.self_share, rest)
-
-
-@dataclass(frozen=True, slots=True)
 class Revealed:
-    """One hospital's revelation, cut into rows.
+    """One hospital's revelation: lengths checked, shares found where they stand, none copied before it is needed.
 
     Args:
-        rows: By dealer.
-        complaints: Dealers whose shares it could not use.
-        own_seeds: By vanished hospital d, its own s_jd.
-    """
-
-    rows: Mapping[str, RevealedRow] = field(repr=False)
-    complaints: tuple[str, ...]
-    own_seeds: Mapping[str, bytes] = field(repr=False)
-
-
-def cut_revelation(revelation: Revelation, attempt: Attempt, survivors: Sequence[str], *, site: str) -> Revealed:
-    """Cut a revelation into rows by dealer.
-
-    Args:
+        site: Who revealed.
         revelation: As parsed.
         attempt: Its attempt.
         survivors: Sites of U, sorted.
-        site: Who sent it.
 
     Raises:
         PeerProtocolError: Its lengths or names do not fit the survivors.
     """
-    dealers = [dealer for dealer in survivors if dealer not in revelation.complaints]
-    if len(dealers) + len(revelation.complaints) != len(survivors) or site in revelation.complaints:
-        raise refusals.malformed(f"complaints of {site} about hospitals that did not deal")
-    vanished = [other for other in attempt.cohort if other not in survivors]
-    hidden = len(survivors) - 1 if vanished else 0
-    sizes = {
-        "self shares": (revelation.self_shares, len(dealers)),
-        "rests": (revelation.rests, 0 if vanished else len(dealers)),
-        "pair shares": (revelation.pair_shares, len(dealers) * len(vanished)),
-        "slot digests": (revelation.slot_digests, len(dealers) * hidden),
-        "own seeds": (revelation.own_seeds, len(vanished)),
-    }
-    for name, (blob, count) in sizes.items():
-        if len(blob) != count * KEY_BYTES:
-            raise refusals.malformed(f"{name} of {site} that do not fit the survivors")
-    return Revealed(
-        _cut_rows(revelation, dealers, survivors, vanished),
-        revelation.complaints,
-        dict(zip(vanished, cut_slots(revelation.own_seeds), strict=True)),
-    )
 
+    __slots__ = ("_attempt", "_places", "_revelation", "_survivors", "_vanished", "complaints", "site")
 
-def _cut_rows(
-    revelation: Revelation, dealers: Sequence[str], survivors: Sequence[str], vanished: Sequence[str]
-) -> dict[str, RevealedRow]:
-    pair_bytes, hidden_bytes = len(vanished) * KEY_BYTES, (len(survivors) - 1) * DIGEST_BYTES
-    rows = {}
-    for index, dealer in enumerate(dealers):
-        pairs = cut_slots(revelation.pair_shares[index * pair_bytes : (index + 1) * pair_bytes])
-        digests = cut_slots(revelation.slot_digests[index * hidden_bytes : (index + 1) * hidden_bytes])
-        others = [site for site in survivors if site != dealer]
-        rows[dealer] = RevealedRow(
-            self_share=revelation.self_shares[index * KEY_BYTES : (index + 1) * KEY_BYTES],
-            pair_shares=dict(zip(vanished, pairs, strict=True)),
-            hidden=dict(zip(others, digests, strict=True)) if vanished else None,
-            rest=revelation.rests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES],
+    def __init__(self, site: str, revelation: Revelation, attempt: Attempt, survivors: Sequence[str]) -> None:
+        self.site = site
+        self.complaints = revelation.complaints
+        self._revelation = revelation
+        self._attempt = attempt
+        self._survivors = survivors
+        dealers = [dealer for dealer in survivors if dealer not in revelation.complaints]
+        if len(dealers) + len(revelation.complaints) != len(survivors) or site in revelation.complaints:
+            raise refusals.malformed(f"complaints of {site} about hospitals that did not deal")
+        self._places = {dealer: place for place, dealer in enumerate(dealers)}
+        vanished = [other for other in attempt.cohort if other not in survivors]
+        self._vanished = {other: place for place, other in enumerate(vanished)}
+        self._check_lengths()
+
+    def __contains__(self, dealer: str) -> bool:
+        return dealer in self._places
+
+    def self_share(self, dealer: str) -> bytes:
+        """This hospital's share of the dealer's b_i."""
+        return _slot(self._revelation.self_shares, self._places[dealer])
+
+    def pair_share(self, dealer: str, gone: str) -> bytes:
+        """This hospital's share of the dealer's seed with a vanished hospital."""
+        place = self._places[dealer] * len(self._vanished) + self._vanished[gone]
+        return _slot(self._revelation.pair_shares, place)
+
+    def own_seed(self, gone: str) -> bytes:
+        """This hospital's own seed with a vanished one."""
+        return _slot(self._revelation.own_seeds, self._vanished[gone])
+
+    def commitment(self, dealer: str) -> bytes:
+        """What the dealer must have signed, if these shares are what it dealt."""
+        place = self._places[dealer]
+        rest = _slot(self._revelation.rests, place) if not self._vanished else self._rest(dealer)
+        return share_commitment(self._attempt.context, dealer, self.site, self.self_share(dealer), rest)
+
+    def _rest(self, dealer: str) -> bytes:
+        others = [site for site in self._survivors if site != dealer]
+        first = self._places[dealer] * len(others)
+        hidden = {site: _slot(self._revelation.slot_digests, first + place) for place, site in enumerate(others)}
+        return rest_digest(
+            hidden[site] if site in hidden else slot_digest(self.pair_share(dealer, site))
+            for site in self._attempt.cohort
+            if site != dealer
         )
-    return rows
+
+    def _check_lengths(self) -> None:
+        revelation, dealers, vanished = self._revelation, len(self._places), len(self._vanished)
+        sizes = {
+            "self shares": (revelation.self_shares, dealers),
+            "rests": (revelation.rests, 0 if vanished else dealers),
+            "pair shares": (revelation.pair_shares, dealers * vanished),
+            "slot digests": (revelation.slot_digests, dealers * (len(self._survivors) - 1) if vanished else 0),
+            "own seeds": (revelation.own_seeds, vanished),
+        }
+        for name, (blob, count) in sizes.items():
+            if len(blob) != count * KEY_BYTES:
+                raise refusals.malformed(f"{name} of {self.site} that do not fit the survivors")
+
+
+def _slot(blob: bytes, place: int) -> bytes:
+    return blob[place * KEY_BYTES : (place + 1) * KEY_BYTES]
 
 
 class Unmasking:
@@ -173,7 +157,7 @@ class Unmasking:
         seeds: dict[str, bytes] = {}
         for holders, dealers in groups.items():
             joined = {
-                self._index[holder] + 1: b"".join(self._revealed[holder].rows[dealer].self_share for dealer in dealers)
+                self._index[holder] + 1: b"".join(self._revealed[holder].self_share(dealer) for dealer in dealers)
                 for holder in holders
             }
             seeds.update(zip(dealers, cut_slots(combine_shares(joined)), strict=True))
@@ -185,7 +169,7 @@ class Unmasking:
         def is_right(candidate: bytes) -> bool:
             return self_commitment(self._attempt.context, dealer, candidate) == commitment
 
-        return seed if is_right(seed) else self._recover(dealer, lambda row: row.self_share, is_right)
+        return seed if is_right(seed) else self._recover(dealer, lambda revealed: revealed.self_share(dealer), is_right)
 
     def _pair_seed(self, site: str, gone: str) -> bytes:
         """s_id of a survivor and a vanished hospital: from the survivor itself, else from slices."""
@@ -197,17 +181,16 @@ class Unmasking:
 
         own = self._revealed.get(site)
         if own is not None:
-            if is_right(own.own_seeds[gone]):
-                return own.own_seeds[gone]
+            seed = own.own_seed(gone)
+            if is_right(seed):
+                return seed
             self.blamed.append(refusals.bad_seed(site, gone))
-        return self._recover(site, lambda row: row.pair_shares[gone], is_right)
+        return self._recover(site, lambda revealed: revealed.pair_share(site, gone), is_right)
 
-    def _recover(self, dealer: str, share: Callable[[RevealedRow], bytes], is_right: Callable[[bytes], bool]) -> bytes:
+    def _recover(self, dealer: str, share: Callable[[Revealed], bytes], is_right: Callable[[bytes], bool]) -> bytes:
         """Recover one seed; if it is wrong, convict holders by the dealer's commitments, or else the dealer."""
         for again in (False, True):
-            shares = {
-                self._index[holder] + 1: share(self._revealed[holder].rows[dealer]) for holder in self._holders(dealer)
-            }
+            shares = {self._index[holder] + 1: share(self._revealed[holder]) for holder in self._holders(dealer)}
             seed = combine_shares(shares)
             if is_right(seed):
                 return seed
@@ -221,8 +204,7 @@ class Unmasking:
         liars = [
             holder
             for holder, revealed in self._revealed.items()
-            if dealer in revealed.rows
-            and revealed.rows[dealer].commitment(self._attempt, dealer, holder) != upload.entry(self._index[holder])[1]
+            if dealer in revealed and revealed.commitment(dealer) != upload.entry(self._index[holder])[1]
         ]
         for holder in liars:
             self.blamed.append(refusals.bad_share(holder, dealer))
@@ -231,7 +213,7 @@ class Unmasking:
 
     def _holders(self, dealer: str) -> tuple[str, ...]:
         """The first T hospitals that revealed shares of a dealer."""
-        holders = [holder for holder, revealed in self._revealed.items() if dealer in revealed.rows]
+        holders = [holder for holder, revealed in self._revealed.items() if dealer in revealed]
         if len(holders) < self._attempt.threshold:
             raise self._shortage(dealer, len(holders))
         return tuple(holders[: self._attempt.threshold])

@@ -43,6 +43,15 @@ def test_a_cohort_saturated_at_either_clip_does_not_overflow(bits: int, cohort: 
         assert total.weight == 100 * cohort
 
 
+@given(st.floats(1e-6, 1e6), st.integers(8, 24), st.sampled_from([3, 65, 100]), st.booleans(), st.integers(0))
+def test_no_clip_lets_float32_carry_a_lane_over(clip: float, bits: int, cohort: int, low: bool, seed: int) -> None:
+    codec = Codec(600, 0, cohort, bits, clip, 1)
+    one = encode(codec, np.full(600, -np.inf if low else np.inf).clip(-3e38, 3e38), 1, seed=seed)
+    total = codec.decode(one * np.uint64(cohort), survivors=cohort)
+    assert np.all(np.abs(total.update / clip) <= 1.0000011)
+    assert np.all(np.abs(total.update / clip) >= 1 - 1.1 / codec.limit)
+
+
 @given(
     st.integers(1, 60),
     st.integers(8, 24),
