@@ -117,11 +117,17 @@ def parse_frame(data: bytes | memoryview) -> Frame:
     return _frame_from(_load_map(bytes(body[:head_size])), body[head_size:])
 
 
+def part_names(count: int) -> list[str]:
+    """Names of the records of a frame in so many parts, in order."""
+    return [_PART_NAME.format(k) for k in range(count)]
+
+
 def split_parts(data: bytes | memoryview) -> dict[str, bytes]:
     """Cut an encoded frame into records for Flower: name of the record -> content of its one field `PART_FIELD`."""
     view = memoryview(data)
     starts = range(0, max(len(view), 1), PART_BYTES)
-    return {_PART_NAME.format(k): bytes(view[start : start + PART_BYTES]) for k, start in enumerate(starts)}
+    names = part_names(len(starts))
+    return {name: bytes(view[start : start + PART_BYTES]) for name, start in zip(names, starts, strict=True)}
 
 
 def join_parts(parts: Mapping[str, bytes]) -> bytes:
@@ -130,7 +136,7 @@ def join_parts(parts: Mapping[str, bytes]) -> bytes:
     Raises:
         PeerProtocolError: The records are not exactly those of one frame, or exceed our limits.
     """
-    names = [_PART_NAME.format(k) for k in range(len(parts))]
+    names = part_names(len(parts))
     if not names or set(names) != parts.keys():
         raise _malformed("records that are not the parts of one frame")
     pieces = [parts[name] for name in names]

@@ -8,8 +8,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent.federation.fleet import Fleet, SuperLinkEndpoint
-from tests.unit.federation.clock import SetClock
-from tests.unit.federation.played_superlink import PlayedSuperLink
+from tests.simulators.clock import SetClock
+from tests.simulators.played_superlink import PlayedSuperLink
 
 
 @pytest.fixture

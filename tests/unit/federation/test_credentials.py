@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent.federation.credentials import SignedTimestamp
-from tests.unit.federation.clock import SetClock
+from tests.simulators.clock import SetClock
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 

@@ -26,8 +26,8 @@ from agent.federation.fleet import (
     pack_delivery,
     unpack_delivery,
 )
-from tests.unit.federation.clock import SetClock
-from tests.unit.federation.played_superlink import (
+from tests.simulators.clock import SetClock
+from tests.simulators.played_superlink import (
     ACTIVATION_FAILED,
     NODE_ID,
     RUN_NOT_RUNNING,
@@ -65,13 +65,13 @@ def test_a_frame_travels_both_ways(joined: Fleet, superlink: PlayedSuperLink) ->
     assert superlink.confirmed == [delivery.message_id]
 
 
-def test_an_ordinary_message_takes_eight_calls(joined: Fleet, superlink: PlayedSuperLink) -> None:
+def test_an_ordinary_message_takes_seven_calls(joined: Fleet, superlink: PlayedSuperLink) -> None:
     superlink.offer_frame(Frame("study", Stage.PLAIN, payload=bytes(4_000_000)))
     superlink.calls.clear()
     delivery = _receive(joined)
     joined.send(build_reply(delivery, joined.fetch(delivery)))
     joined.confirm(delivery)
-    assert len(superlink.calls) == 8
+    assert len(superlink.calls) == 7
 
 
 def test_a_frame_of_several_parts_travels(joined: Fleet, superlink: PlayedSuperLink) -> None:

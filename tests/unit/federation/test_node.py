@@ -16,9 +16,8 @@ from agent.federation.faults import RefusedError, UnreachableError
 from agent.federation.fleet import Fleet
 from agent.federation.membership import MembershipStore
 from agent.federation.node import TRANSITIONS, Event, Link, Node, NodeSettings, NodeStatus
-from tests.simulators.superlink import wait_until
-from tests.unit.federation.clock import SetClock
-from tests.unit.federation.played_superlink import (
+from tests.simulators.clock import SetClock
+from tests.simulators.played_superlink import (
     ACTIVATION_FAILED,
     NODE_ID,
     RUN_NOT_RUNNING,
@@ -27,6 +26,7 @@ from tests.unit.federation.played_superlink import (
     flower_error,
     http_status,
 )
+from tests.simulators.superlink import wait_until
 
 FRAME = Frame("study", Stage.PLAIN, 1, payload=b"numbers")
 UNREACHABLE = failing(UnreachableError("fleet.unreachable", "Played.", next_step="Wait."))
