@@ -29,6 +29,8 @@ from tests.demo.run import Options, Stopwatch, held_output, run_demo  # noqa: E4
 from tests.demo.summary import METHODS, Summary  # noqa: E402
 
 OUTPUT = Path("build/demo")
+SMALLEST_COHORT = 3
+"""With two hospitals, each could subtract its own update from the sum."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     cohort = COHORTS[asked.data]()
     console = Console()
     hospitals = cohort.hospitals[: asked.hospitals or len(cohort.hospitals)]
-    options = Options(cohort, hospitals, asked.rounds, _choose_key(asked.key, console), asked.output)
+    options = Options(cohort, hospitals, asked.rounds, _choose_key(asked.key, console), asked.output, not asked.plain)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:
@@ -69,8 +71,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     asked = parser.parse_args(arguments)
     most = len(COHORTS[asked.data]().hospitals)
-    if asked.hospitals is not None and not 2 <= asked.hospitals <= most:
-        parser.error(f"--hospitals: {asked.data} has data for 2 to {most} hospitals")
+    least = 2 if asked.plain else SMALLEST_COHORT
+    if asked.hospitals is not None and not least <= asked.hospitals <= most:
+        parser.error(f"--hospitals: {least} to {most} (fewer than {SMALLEST_COHORT} would show each other's updates)")
     if not 1 <= asked.rounds <= 1000:
         parser.error("--rounds: 1 to 1000")
     return asked

@@ -170,7 +170,7 @@ def _heart() -> Cohort:
             minimum_rows=30,
         ),
         plan=TrainingPlan(learning_rate=0.02, batch_size=8, steps=50),
-        terms=SecureAggregationTerms(clip=1.0),
+        terms=SecureAggregationTerms(clip=1.0, weight_cap=256),
         catalog=_heart_catalog(columns),
     )
 
@@ -214,7 +214,7 @@ def _stroke() -> Cohort:
             holdout_seed=42,
         ),
         plan=TrainingPlan(learning_rate=1.0, batch_size=64, steps=20, weight_decay=1e-3),
-        terms=SecureAggregationTerms(clip=4.0),
+        terms=SecureAggregationTerms(clip=4.0, weight_cap=128),
         catalog="".join(
             f"\n[datasets.stroke.fields.{name}]\nunit = {json.dumps(unit)}\n"
             for name, unit in {"RDELAY": "h", "AGE": "a", "RSBP": "mm[Hg]"}.items()

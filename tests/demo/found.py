@@ -14,6 +14,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
 from agent.core.errors import SecureHealthError
 from agent.identity.key import HardwareKey, init_key
 from agent.statements.roots import EvidenceClass
@@ -64,6 +67,8 @@ class Consortium:
         study: What it is to do.
         study_file: The study as the hospitals hold it.
         model_file: The untrained model.
+        roster_file: Who speaks for whom.
+        coordinator_key: The coordinator's private key, PEM.
         superlink: The SuperLink.
         members: The hospitals.
     """
@@ -72,6 +77,8 @@ class Consortium:
     study: Study
     study_file: bytes
     model_file: bytes
+    roster_file: bytes
+    coordinator_key: bytes = field(repr=False)
     superlink: RunningSuperLink
     members: tuple[Member, ...]
     _stack: ExitStack = field(repr=False)
@@ -142,12 +149,15 @@ def found_consortium(
         stack.callback(_kill_started, starting)
         makers = _KeyMaker(directory, key, stack)
         members = _result_of("keys", lambda: tuple(_make_members(pool, directory, hospitals, makers, view)))
-        study, study_file, model = _write_study(directory, cohort, hospitals, members, rounds=rounds, now=now)
+        study, study_file, model = _write_study(directory, cohort, hospitals, rounds=rounds, now=now)
+        roster, coordinator_key = _write_roster(directory, members)
         superlink = _result_of("SuperLink", starting.result)
         for member in members:
             _write_hospital(member, cohort, superlink, study.id, study_file, model)
         _register(pool, superlink, members, view)
-        return Consortium(directory, study, study_file, model, superlink, members, stack.pop_all())
+        return Consortium(
+            directory, study, study_file, model, roster, coordinator_key, superlink, members, stack.pop_all()
+        )
 
 
 class _KeyMaker:
@@ -188,7 +198,6 @@ def _write_study(
     directory: Path,
     cohort: Cohort,
     hospitals: Sequence[Hospital],
-    members: Sequence[Member],
     *,
     rounds: int,
     now: datetime,
@@ -196,16 +205,23 @@ def _write_study(
     model = cohort.model(cohort.data.width)
     study = cohort.study(hospitals, model, rounds=rounds, now=now)
     study_file = study.model_dump_json(indent=2).encode() + b"\n"
+    (directory / "study.json").write_bytes(study_file)
+    (directory / "model.onnx").write_bytes(model)
+    return study, study_file, model
+
+
+def _write_roster(directory: Path, members: Sequence[Member]) -> tuple[bytes, bytes]:
+    """The roster that every hospital pins, and the private half of the coordinator's key that it names."""
+    key = ec.generate_private_key(ec.SECP256R1())
     nodes = {
         member.hospital.site: (
             roster_node(member.hospital.site, member.key.kind, EvidenceClass.NONE, member.key.public_key()),
         )
         for member in members
     }
-    (directory / "study.json").write_bytes(study_file)
-    (directory / "model.onnx").write_bytes(model)
-    (directory / "roster.json").write_bytes(encode_roster(Roster(nodes)))
-    return study, study_file, model
+    roster = encode_roster(Roster(nodes, key.public_key()))
+    (directory / "roster.json").write_bytes(roster)
+    return roster, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def _write_hospital(

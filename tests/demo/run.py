@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 from agent.core.errors import SecureHealthError
 from agent.service.state import load_status
@@ -48,6 +48,7 @@ class Options:
         rounds: Rounds of training.
         key: `tpm` or `software`.
         output: Where report, summary and model go.
+        secure: Whether updates are aggregated under masks.
     """
 
     cohort: Cohort
@@ -55,6 +56,7 @@ class Options:
     rounds: int
     key: str
     output: Path
+    secure: bool = True
 
 
 @dataclass(slots=True)
@@ -134,7 +136,7 @@ def run_demo(
         with watch.phase("agents start and join", view):
             consortium.start_agents(view)
             _await_agents(consortium, view)
-        coordination = _prepare(consortium)
+        coordination = _prepare(consortium, secure=options.secure)
         with watch.phase("coordinator and training workers start", view):
             events = _launch(consortium, coordination)
             log = _Rounds(consortium, view)
@@ -175,10 +177,17 @@ def _await_agents(consortium: Consortium, view: View) -> None:
         time.sleep(0.05)
 
 
-def _prepare(consortium: Consortium) -> CoordinatorDirectory:
+def _prepare(consortium: Consortium, *, secure: bool) -> CoordinatorDirectory:
     directory = CoordinatorDirectory(consortium.directory / "coordinator")
-    settings = CoordinatorSettings(environment="demo", aggregation="plain", open_deadline_s=120.0, open_retry_s=1.0)
-    directory.prepare(consortium.study_file, consortium.model_file, settings)
+    aggregation: Literal["plain", "secure"] = "secure" if secure else "plain"
+    settings = CoordinatorSettings(environment="demo", aggregation=aggregation, open_deadline_s=120.0, open_retry_s=1.0)
+    directory.prepare(
+        consortium.study_file,
+        consortium.model_file,
+        settings,
+        roster=consortium.roster_file,
+        key=consortium.coordinator_key,
+    )
     return directory
 
 
@@ -260,6 +269,9 @@ def _round_record(event: Mapping[str, object]) -> RoundRecord:
         auc=number("auc"),
         accuracy=number("accuracy"),
         evaluated=int(number("evaluated")),
+        cohort=len(cast("list[str]", event["cohort"])),
+        legs=int(number("legs")),
+        bytes_up=int(number("bytes_up")),
     )
 
 
@@ -292,7 +304,7 @@ def _summarise(
         title=options.cohort.title,
         started=now.strftime("%Y-%m-%d %H:%M UTC"),
         seconds=watch.seconds,
-        secure=False,
+        secure=options.secure,
         rounds=options.rounds,
         centres=tuple(centres),
         together=scored.comparison.together,

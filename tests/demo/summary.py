@@ -66,6 +66,9 @@ class RoundRecord:
     auc: float
     accuracy: float
     evaluated: int
+    cohort: int
+    legs: int
+    bytes_up: int
 
 
 @dataclass(frozen=True, slots=True)

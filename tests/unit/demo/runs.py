@@ -19,7 +19,7 @@ def centre(site: str, alone: float, federated: float, *, positives: int = 33, ke
 
 def summary(*centres: Centre, secure: bool = False) -> Summary:
     log = tuple(
-        RoundRecord(number, 0.3, 0.69 - number / 100, math.nan if number == 1 else 0.8, 0.7, 178)
+        RoundRecord(number, 0.3, 0.69 - number / 100, math.nan if number == 1 else 0.8, 0.7, 178, 2, 3, 9000)
         for number in (1, 2, 3)
     )
     return Summary(

@@ -15,7 +15,7 @@ def play(console: Console) -> View:
         view.hospital("a", state="training", key="key in its TPM")
         view.hospital("b", state="lost")
         for number, loss in ((1, 0.69), (2, 0.5), (3, 0.4)):
-            view.round(RoundRecord(number, 0.25, loss, 0.8 + number / 100, 0.75, 178))
+            view.round(RoundRecord(number, 0.25, loss, 0.8 + number / 100, 0.75, 178, 2, 3, 9000))
         view.note("done with [brackets]")
     return view
 
