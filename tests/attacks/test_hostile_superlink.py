@@ -109,7 +109,7 @@ def test_nested_error_body(fleet: Fleet, superlink: PlayedSuperLink) -> None:
 
 
 def test_one_object_under_many_names(fleet: Fleet, superlink: PlayedSuperLink) -> None:
-    part = ConfigRecord({PART_FIELD: bytes(1 << 20)})
+    part = ConfigRecord({PART_FIELD: bytes(100)})
     superlink.offer(RecordDict({f"frame-{index}": part for index in range(1000)}))
     with pytest.raises(PeerProtocolError, match="more parts"):
         fleet.fetch(_receive(fleet))

@@ -31,7 +31,7 @@ from flwr.proto.message_pb2 import (
     PushObjectRequest,
     PushObjectResponse,
 )
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
 from agent.core.wire import (
@@ -106,9 +106,10 @@ class PlayedSuperLink:
         sent_at = time.time()
         metadata = Metadata(self.run_id, "", 1, self.node_id, "", "", sent_at, 3600.0, "query")
         message = make_message(metadata, content=content)
-        tree = get_object_tree(message)
+        with no_object_id_recompute():
+            tree = get_object_tree(message)
+            self.objects |= {name: item.deflate() for name, item in get_all_nested_objects(message).items()}
         message.metadata.__dict__["_message_id"] = tree.object_id
-        self.objects |= {name: item.deflate() for name, item in get_all_nested_objects(message).items()}
         message.content = RecordDict()
         self.waiting.append((message, tree))
 

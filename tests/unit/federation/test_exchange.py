@@ -40,7 +40,7 @@ def test_an_ordinary_answer_comes_through(server: PlayedServer) -> None:
 
 
 def test_a_silent_server_is_given_up(server: PlayedServer) -> None:
-    server.answer(b"HTTP/1.1 200 OK\r\n", b"", pause_s=3)
+    server.answer(b"HTTP/1.1 200 OK\r\n", b"", pause_s=1)
     with pytest.raises(UnreachableError) as caught:
         _send(server, limits=LIMITS.shortened(0.3))
     assert caught.value.code == "fleet.unreachable"
