@@ -1,9 +1,20 @@
-"""What holds for every test: no real smartcard reader of this machine is ever touched."""
+"""What holds for every test: no real smartcard reader is touched, and no log configuration outlives its test."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import structlog
 
 from tests.simulators.pcscd import reserve_readers
 
 
 def pytest_configure() -> None:
     reserve_readers()
+
+
+@pytest.fixture(autouse=True)
+def _default_logging() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()

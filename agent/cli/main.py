@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from agent.cli import key, study
 from agent.cli.run import run, status
 from agent.core.terminal import run_command
 
@@ -20,6 +21,8 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(status)
+app.add_typer(key.app)
+app.add_typer(study.app)
 
 
 def _show_version(wanted: bool) -> None:

@@ -28,7 +28,7 @@ def configure_logging(*, stream: TextIO | None = None, level: int = logging.INFO
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(target),
-        cache_logger_on_first_use=True,
+        cache_logger_on_first_use=False,
     )
 
 

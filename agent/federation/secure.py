@@ -25,7 +25,7 @@ from agent.secagg.codec import Contribution
 from agent.secagg.messages import parse_advertise_request
 from agent.secagg.node import AcceptedRound, NodeIdentity, NodeSession
 from agent.trust.metrics import Moments, moments_layout, training_layout
-from agent.trust.terms import aggregation_terms
+from agent.trust.terms import aggregation_terms, check_privacy
 
 MAX_CONFIGURATION_BYTES = 1 << 20
 MASK_THREADS = max(1, min(4, os.cpu_count() or 1))
@@ -67,7 +67,7 @@ class SecureSettings:
 
     Args:
         site: This hospital.
-        journals: Directory of all journals.
+        state: The agent's state directory; the journals lie below it.
         peers: Whom this hospital trusts to speak for whom.
         coordinator: Who may ask.
         session: The key that signs for this box.
@@ -75,7 +75,7 @@ class SecureSettings:
     """
 
     site: str
-    journals: Path
+    state: Path
     peers: Roster
     coordinator: ec.EllipticCurvePublicKey
     session: SessionSource = field(repr=False)
@@ -109,6 +109,7 @@ class SecureHandler:
         wanted = parse_advertise_request(frame.header, frame.payload).run
         study = self._begin(run)
         try:
+            check_privacy(aggregation_terms(run.study, run.folder.digest))
             study.journal.check_not_paused(wanted)
         except OperatorError as error:
             raise RefusedError(Refusal.NOT_PERMITTED, error) from error
@@ -119,7 +120,7 @@ class SecureHandler:
         settings = self._settings
         try:
             certified = settings.session()
-            journal = FileJournal(journal_directory(settings.journals, run.folder.digest, run.dataset.id))
+            journal = FileJournal(journal_directory(settings.state, run.folder.digest, run.dataset.id))
         except HardwareError as error:
             raise RefusedError(Refusal.BUSY, error) from error
         session = NodeSession(
@@ -181,9 +182,14 @@ class SecureHandler:
         study.journal.pause(study.run, code)
 
 
-def journal_directory(journals: Path, study_digest: str, dataset: str) -> Path:
-    """Where the journal of a study on a data set lies."""
-    return journals / study_digest[:32] / dataset
+def journal_directory(state: Path, study_digest: str, dataset: str) -> Path:
+    """Where the journal of a study on a data set lies, below the agent's state directory."""
+    return state / "rounds" / study_digest[:32] / dataset
+
+
+def journals_of_study(state: Path, study_digest: str) -> list[Path]:
+    """The journals of a study, one a data set that it ran on."""
+    return sorted(path for path in journal_directory(state, study_digest, "*").parent.glob("*") if path.is_dir())
 
 
 def _compute(run: StudyRun, accepted: AcceptedRound, moments: Mapping[str, Moments] | None) -> Contribution:

@@ -118,7 +118,7 @@ def _secure_handlers(
     roster = load_roster(config.roster.file)
     settings = SecureSettings(
         site=config.node.site,
-        journals=config.node.state_directory / "rounds",
+        state=config.node.state_directory,
         peers=PinnedPeers(roster, clock),
         coordinator=roster.coordinator_key(),
         session=keeper.current,

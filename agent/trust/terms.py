@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from agent.core.errors import OperatorError
+from agent.secagg.accounting import PrivacySpent, spent_privacy
 from agent.secagg.terms import Dropout, NoiseTerms, Terms, default_colluders
 from agent.trust.metrics import Moments, moments_layout, training_layout
 from agent.trust.study import Study
@@ -42,6 +44,25 @@ def aggregation_terms(study: Study, digest: str) -> Terms:
         max_step_linf=asked.max_step_linf,
         privacy=_noise_terms(study),
     )
+
+
+def check_privacy(terms: Terms) -> PrivacySpent | None:
+    """What the whole study's releases will cost, if it adds noise.
+
+    Raises:
+        OperatorError: More than the study's own budget, or the accounting library is missing.
+    """
+    if terms.privacy is None:
+        return None
+    spent = spent_privacy(terms, rounds=terms.rounds)
+    if spent.epsilon > terms.privacy.epsilon:
+        raise OperatorError(
+            "study.privacy_overspent",
+            f"The study's {terms.rounds} rounds would cost epsilon {spent.epsilon:.2f}, and it promises at most "
+            f"{terms.privacy.epsilon:g}.",
+            next_step="More noise, fewer rounds or a larger promise: ask the study's requester; nothing was done.",
+        )
+    return spent
 
 
 def encode_configuration(moments: Mapping[str, Moments] | None) -> bytes:

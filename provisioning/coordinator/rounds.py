@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,9 @@ import numpy.typing as npt
 
 from agent.core.clock import Clock
 from agent.core.errors import OperatorError, SecureHealthError
+from agent.secagg.accounting import spent_privacy
 from agent.trust.metrics import cohort_metrics, moments_from_sums, moments_layout, training_layout
+from agent.trust.terms import aggregation_terms
 from provisioning.coordinator.aggregation import Aggregation, Kind, PlainAggregation, Report, RoundSum, RoundTask
 from provisioning.coordinator.checkpoint import Checkpoint, CheckpointStore
 from provisioning.coordinator.directory import Assignment, CoordinatorDirectory
@@ -233,12 +235,21 @@ class Coordination:
             "rounds": self._study.rounds,
             "aggregation": self._assignment.settings.aggregation,
             "environment": self._assignment.settings.environment,
+            "privacy": self._privacy(),
             "finished": self._clock.now().isoformat(timespec="seconds"),
             "history": [dict(record) for record in self._state.history],
             "final": last.as_json(),
         }
         self._directory.store_result(model, result)
         self._progress.note(Happening.FINISHED, rounds=self._study.rounds, seconds=seconds, model_digest=digest)
+
+    def _privacy(self) -> dict[str, object] | None:
+        """The guarantee that the released sums carry, where the study adds noise."""
+        released = sum(bool(record["cohort"]) for record in self._state.history)
+        terms = aggregation_terms(self._study, self._assignment.digest)
+        if terms.privacy is None or self._assignment.settings.aggregation != "secure":
+            return None
+        return asdict(spent_privacy(terms, rounds=released))
 
     def _note_start(self) -> None:
         self._progress.note(

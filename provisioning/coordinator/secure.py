@@ -23,7 +23,7 @@ from agent.secagg.server import ServerRound, ServerSession
 from agent.secagg.terms import Dropout
 from agent.secagg.transcript import NO_DIGEST
 from agent.trust.peers import PinnedPeers
-from agent.trust.terms import aggregation_terms, encode_configuration
+from agent.trust.terms import aggregation_terms, check_privacy, encode_configuration
 from provisioning.coordinator.aggregation import Report, RoundSum, RoundTask, refused_by
 from provisioning.coordinator.directory import Assignment, store_atomically
 from provisioning.coordinator.exchange import Arrival, Exchange, Faulty, Inquiry, Refused, Reply, missing_sites
@@ -59,8 +59,10 @@ class SecureAggregation:
         self._study = assignment.study
         self._report = report
         self._file = protection.open_attempt
+        terms = aggregation_terms(assignment.study, assignment.digest)
+        check_privacy(terms)
         self._session = ServerSession(
-            terms=aggregation_terms(assignment.study, assignment.digest),
+            terms=terms,
             run=os.urandom(16),
             roster=PinnedPeers(protection.roster, SystemClock()),
             sign=_signer(protection.key),

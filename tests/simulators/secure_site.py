@@ -111,9 +111,7 @@ class SecureSite:
         keeper = SessionKeeper(self.key, subject, clock=clock, timestamp_version=lambda: 0)
         keeper.tick()
         peers = PinnedPeers(self._roster, clock)
-        settings = SecureSettings(
-            self.site, self.directory / "rounds", peers, coordinator, keeper.current, lambda: False
-        )
+        settings = SecureSettings(self.site, self.directory, peers, coordinator, keeper.current, lambda: False)
         self._handler = SecureHandler(settings)
 
     def answer(self, frame: Frame) -> Frame | Said | None:

@@ -187,3 +187,19 @@ def test_the_exchange_counts_what_the_legs_cost(tmp_path: Path) -> None:
     federation.run()
     (record,) = [event for event in federation.events("round") if event["kind"] == "train"]
     assert record["bytes_up"] > 0
+
+
+def test_noise_is_accounted_in_the_result_and_metrics_are_withheld(tmp_path: Path) -> None:
+    noise = {"epsilon": 100.0, "delta": 1e-5, "l2_clip": 1.0, "noise_multiplier": 1.0}
+    federation = Federation(tmp_path, privacy=noise)
+    result = federation.run()
+    assert result["privacy"]["rounds"] == 3
+    assert 3 < result["privacy"]["epsilon"] < 15
+    assert result["final"]["auc"] is None
+    assert not np.allclose(federation.trained(), 1.0 + 3 * MEAN, atol=0.01)
+
+
+def test_a_study_that_would_spend_more_than_it_promises_does_not_start(tmp_path: Path) -> None:
+    noise = {"epsilon": 0.5, "delta": 1e-5, "l2_clip": 1.0, "noise_multiplier": 1.0}
+    with pytest.raises(OperatorError, match="epsilon"):
+        Federation(tmp_path, privacy=noise).run()
