@@ -38,7 +38,7 @@ class PlayedServer:
                 return
             try:
                 with self._context.wrap_socket(plain, server_side=True) as connection:
-                    connection.recv(65536)
+                    _read_request(connection)
                     self.requests += 1
                     for piece in self.pieces:
                         connection.sendall(piece)
@@ -51,6 +51,22 @@ class PlayedServer:
         self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
         self._thread.join(5)
+
+
+def _read_request(connection: ssl.SSLSocket) -> None:
+    """Read a whole request: closing with unread bytes would reset the connection under the answer."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        if not (more := connection.recv(65536)):
+            raise ConnectionAbortedError
+        data += more
+    head, _, body = data.partition(b"\r\n\r\n")
+    lengths = [line.split(b":")[1] for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")]
+    missing = int(lengths[0]) - len(body) if lengths else 0
+    while missing > 0:
+        if not (more := connection.recv(65536)):
+            raise ConnectionAbortedError
+        missing -= len(more)
 
 
 def http_answer(body: bytes, *, status: str = "200 OK", headers: str = "") -> bytes:
