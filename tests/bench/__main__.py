@@ -25,6 +25,8 @@ SECTIONS = {
 """Each section's module; its `rows()` measures and yields `Row`s. A module is imported only where its section runs."""
 
 OUTPUT = Path("build/bench.json")
+PIPE_WIDTH = 150
+"""Columns where there is no terminal to ask."""
 
 
 def measure(section: str, report: Console) -> Iterator[Row]:
@@ -35,7 +37,8 @@ def measure(section: str, report: Console) -> Iterator[Row]:
 
 def main(arguments: list[str]) -> int:
     """Run the named sections, or all; 0 when every promise holds, 1 when not, 2 for an unknown section."""
-    console, progress = Console(), Console(stderr=True)
+    console = Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
+    progress = Console(stderr=True)
     unknown = [name for name in arguments if name not in SECTIONS]
     if unknown:
         progress.print(f"No such section: {', '.join(unknown)}. There are: {', '.join(SECTIONS)}.")

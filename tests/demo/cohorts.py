@@ -213,8 +213,8 @@ def _stroke() -> Cohort:
             minimum_rows=30,
             holdout_seed=42,
         ),
-        plan=TrainingPlan(learning_rate=1.0, batch_size=64, steps=20, weight_decay=1e-3),
-        terms=SecureAggregationTerms(clip=4.0, weight_cap=128),
+        plan=TrainingPlan(learning_rate=1.0, batch_size=128, steps=20, weight_decay=1e-3),
+        terms=SecureAggregationTerms(clip=2.0, weight_cap=128),
         catalog="".join(
             f"\n[datasets.stroke.fields.{name}]\nunit = {json.dumps(unit)}\n"
             for name, unit in {"RDELAY": "h", "AGE": "a", "RSBP": "mm[Hg]"}.items()
