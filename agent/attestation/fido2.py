@@ -12,14 +12,13 @@ import hashlib
 from dataclasses import dataclass
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from fido2.attestation.base import AttestationType, InvalidAttestation
 from fido2.attestation.packed import PackedAttestation
 from fido2.webauthn import AttestationObject, AuthenticatorData
 
 from agent.attestation.evidence import Evidence
-from agent.attestation.makers import TrustStore, chains_to, parse_certificate
+from agent.attestation.makers import UNREADABLE_CERTIFICATE, TrustStore, chains_to, parse_certificate
 from agent.attestation.possession import verify_possession
 from agent.attestation.reader import malformed
 from agent.core.errors import PeerProtocolError
@@ -31,7 +30,11 @@ NODE_RP_ID = "node.secur-e-health"
 """The relying party of node keys; stewards' approvals have another, so neither can stand for the other."""
 MAX_ATTESTATION_BYTES = 1 << 14
 _ES256_ON_P256 = {1: 2, 3: -7, -1: 1}  # RFC 9053, 7.1.1: kty EC2, ES256, P-256
-_UNREADABLE = (ValueError, KeyError, IndexError, TypeError, AttributeError, NotImplementedError, UnsupportedAlgorithm)
+_UNREADABLE = (
+    *UNREADABLE_CERTIFICATE,
+    *(KeyError, IndexError, TypeError, AttributeError, AssertionError, NotImplementedError),
+)
+"""What `fido2` raises over an attestation that a stranger bent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +116,13 @@ def _parse_attestation(data: bytes) -> AttestationObject:
     if len(data) > MAX_ATTESTATION_BYTES:
         raise malformed("an attestation larger than any authenticator's")
     try:
-        return AttestationObject(data)
+        attestation = AttestationObject(data)
+        again = AttestationObject.create(attestation.fmt, attestation.auth_data, attestation.att_stmt)
     except _UNREADABLE as error:
         raise malformed("an attestation that cannot be read") from error
+    if again != data:  # the library reads past lengths that do not hold
+        raise malformed("an attestation in a form that is not canonical")
+    return attestation
 
 
 def _check_registration(data: AuthenticatorData, rp_id: str) -> None:

@@ -20,6 +20,14 @@ from agent.statements.roots import EvidenceClass
 
 E = TypeVar("E", bound=x509.ExtensionType)
 
+UNREADABLE_CERTIFICATE = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What `cryptography` raises over a certificate that a stranger bent; only some of it is a ValueError."""
 MAX_CERTIFICATE_BYTES = 8192
 MAX_CHAIN = 6
 _EK_CERTIFICATE_USAGE = x509.ObjectIdentifier("2.23.133.8.1")  # tcg-kp-EKCertificate
@@ -62,11 +70,15 @@ def parse_certificate(der: bytes) -> x509.Certificate:
         PeerProtocolError: It is none.
     """
     if len(der) > MAX_CERTIFICATE_BYTES:
-        raise malformed("a certificate larger than any EK certificate")
+        raise malformed("a certificate larger than any maker's")
     try:
-        return x509.load_der_x509_certificate(_unpadded(der))
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise malformed("an EK certificate that is none") from error
+        certificate = x509.load_der_x509_certificate(_unpadded(der))
+        # Parsed on first use only, so that use is here, where a failure is expected.
+        _ = (certificate.issuer, certificate.subject, certificate.public_key())
+        _ = (certificate.not_valid_before_utc, certificate.not_valid_after_utc)
+    except UNREADABLE_CERTIFICATE as error:
+        raise malformed("a certificate that is none") from error
+    return certificate
 
 
 def _unpadded(der: bytes) -> bytes:
@@ -134,7 +146,7 @@ def _issued(below: x509.Certificate, above: x509.Certificate, depth: int, now_s:
         return False
     try:
         below.verify_directly_issued_by(above)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+    except (*UNREADABLE_CERTIFICATE, TypeError, InvalidSignature):
         return False
     return True
 
@@ -185,7 +197,7 @@ def _extension(certificate: x509.Certificate, kind: type[E]) -> E | None:
         return certificate.extensions.get_extension_for_class(kind).value
     except x509.ExtensionNotFound:
         return None
-    except ValueError as error:
+    except UNREADABLE_CERTIFICATE as error:
         raise malformed("a certificate with extensions that cannot be read") from error
 
 

@@ -15,7 +15,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from agent.attestation.evidence import Evidence
-from agent.attestation.makers import TrustStore, chains_to, check_certifies, parse_certificate
+from agent.attestation.makers import UNREADABLE_CERTIFICATE, TrustStore, chains_to, check_certifies, parse_certificate
 from agent.attestation.possession import verify_possession
 from agent.attestation.reader import malformed
 from agent.core.errors import PeerProtocolError
@@ -147,7 +147,7 @@ def _extension(certificate: x509.Certificate, oid: x509.ObjectIdentifier) -> byt
         value = certificate.extensions.get_extension_for_oid(oid).value
     except x509.ExtensionNotFound:
         return None
-    except ValueError as error:
+    except UNREADABLE_CERTIFICATE as error:
         raise malformed("a certificate with extensions that cannot be read") from error
     return value.value if isinstance(value, x509.UnrecognizedExtension) else None
 
