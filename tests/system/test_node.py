@@ -182,7 +182,7 @@ def test_an_unregistered_box_keeps_asking_and_is_in_as_soon_as_it_is_registered(
         box.start()
         wait_until(
             lambda: box.status is not None and box.status.trouble == "fleet.activation_refused",
-            limit_s=20,
+            limit_s=60,
             what="a refused activation",
         )
         box.register(superlink)
@@ -200,7 +200,7 @@ def test_another_root_certificate_keeps_it_out_until_it_is_replaced(
         box.config.write_text(text)
         box.start()
         wait_until(
-            lambda: box.status is not None and box.status.trouble == "fleet.tls_refused", limit_s=20, what="no trust"
+            lambda: box.status is not None and box.status.trouble == "fleet.tls_refused", limit_s=60, what="no trust"
         )
         pinned.write_bytes(superlink.root_certificate.read_bytes())
         assert box.wait_for_link() < 15
@@ -215,12 +215,12 @@ def test_sigterm_ends_it_cleanly_within_five_seconds(
             box.register(superlink)
         box.start(training_s=600)
         if when == "back-off":
-            wait_until(lambda: box.status is not None and bool(box.status.trouble), limit_s=20, what="trouble")
+            wait_until(lambda: box.status is not None and bool(box.status.trouble), limit_s=60, what="trouble")
         else:
             box.wait_for_link()
         message = grid.push(box.node_id, TRAIN) if when == "training" else ""
         if message:
-            wait_until(lambda: box.status is not None and bool(box.status.answering), limit_s=20, what="training")
+            wait_until(lambda: box.status is not None and bool(box.status.answering), limit_s=60, what="training")
         status, seconds = box.stop()
         assert status == 0
         assert seconds < 5
