@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from agent.core.clock import Clock
 from agent.core.config import AgentConfig
@@ -131,8 +129,8 @@ def worker_opener(config: AgentConfig) -> OpenWorker:
     """How a training worker is started."""
 
     def open_worker(study: Study, model: Path, dataset: Dataset) -> Worker:
-        # Loaded with the first study, so that a start stays quick.
-        client = importlib.import_module("agent.training.client")
-        return cast("Worker", client.TrainingWorker.start(study, model, dataset, device=config.training.device))
+        from agent.training.client import TrainingWorker  # noqa: PLC0415 - with the first study: a start stays quick
+
+        return TrainingWorker.start(study, model, dataset, device=config.training.device)
 
     return open_worker
