@@ -245,10 +245,10 @@ class Coordination:
 
     def _privacy(self) -> dict[str, object] | None:
         """The guarantee that the released sums carry, where the study adds noise."""
+        if self._study.privacy is None or self._assignment.settings.aggregation != "secure":
+            return None
         released = sum(bool(record["cohort"]) for record in self._state.history)
         terms = aggregation_terms(self._study, self._assignment.digest)
-        if terms.privacy is None or self._assignment.settings.aggregation != "secure":
-            return None
         return asdict(spent_privacy(terms, rounds=released))
 
     def _note_start(self) -> None:
