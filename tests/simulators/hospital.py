@@ -23,9 +23,11 @@ from agent.core.terminal import run_command
 from agent.identity.key import init_key
 from agent.service.main import run_agent
 from agent.service.state import AgentStatus, load_status
+from agent.statements.roots import KeyKind
+from agent.trust.roster import Roster, encode_roster
 from agent.trust.study import Study, parse_study, study_digest
 from tests.simulators.superlink import RunningSuperLink, wait_until
-from tests.simulators.trainer import played_opener
+from tests.simulators.trainer import ROWS, played_opener
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODEL = b"no model: the played worker reads none"
@@ -65,11 +67,14 @@ def install_study(directory: Path, data: bytes, *, model: bytes = MODEL) -> tupl
 
 @dataclass(slots=True)
 class RunningHospital:
-    """One box's directory and agent."""
+    """One box's directory and agent; its played worker moves the model by `step` and counts `rows`."""
 
     directory: Path
     site: str
     public_key: ec.EllipticCurvePublicKey
+    kind: KeyKind = KeyKind.SOFTWARE
+    step: float | None = None
+    rows: int = ROWS
     node_id: int = 0
     process: subprocess.Popen[bytes] | None = None
     environment: dict[str, str] = field(default_factory=dict)
@@ -82,6 +87,9 @@ class RunningHospital:
         *,
         site: str = "hospital-a",
         study: bytes | None = None,
+        model: bytes = MODEL,
+        key_uri: str = "",
+        environment: str = "demo",
         settings: Mapping[str, object] | None = None,
     ) -> Self:
         """Write key, catalog, study and configuration; nothing is registered and nothing runs.
@@ -91,11 +99,15 @@ class RunningHospital:
             superlink: Where it shall join.
             site: The hospital.
             study: Its `study.json`; None takes a small one.
+            model: Its `model.onnx`.
+            key_uri: The node's key; by default one made of software.
+            environment: As the configuration names it.
             settings: Additional `[federation]` settings.
         """
         directory.mkdir(parents=True, exist_ok=True)
-        key = init_key(f"software:{directory / 'node.key'}")
-        install_study(directory / "studies", study or study_json((site,)))
+        uri = key_uri or f"software:{directory / 'node.key'}"
+        key = init_key(uri)
+        install_study(directory / "studies", study or study_json((site,)), model=model)
         (directory / "catalog.toml").write_text(
             '[datasets.local]\nschema = "played"\nsource = "local.csv"\n', encoding="utf-8"
         )
@@ -105,12 +117,12 @@ class RunningHospital:
             f"""[node]
 site = "{site}"
 state_directory = "state"
-environment = "demo"
+environment = "{environment}"
 [superlink]
 address = "{superlink.address}"
 root_certificates = "{superlink.root_certificate.resolve()}"
 [key]
-uri = "software:{directory / "node.key"}"
+uri = "{uri}"
 [data]
 catalog = "catalog.toml"
 [studies]
@@ -120,7 +132,13 @@ directory = "studies"
             + "\n".join(lines),
             encoding="utf-8",
         )
-        return cls(directory, site, key.public_key())
+        return cls(directory, site, key.public_key(), key.kind)
+
+    def pin_roster(self, roster: Roster) -> None:
+        """Give the box the consortium's roster: from its next start on it takes part in secure aggregation."""
+        (self.directory / "roster.json").write_bytes(encode_roster(roster))
+        text = self.config.read_text(encoding="utf-8")
+        self.config.write_text(f'{text}\n[roster]\nfile = "roster.json"\n', encoding="utf-8")
 
     @property
     def config(self) -> Path:
@@ -147,7 +165,8 @@ directory = "studies"
         """Start the agent with played workers that take so long a call."""
         if self.process is not None and self.process.poll() is None:
             raise HardwareError("tests.running", "The agent runs already.", next_step="Stop it.")
-        command = [sys.executable, "-m", "tests.simulators.hospital", str(self.config), str(training_s)]
+        training = {"training_s": training_s, "step": self.step, "rows": self.rows}
+        command = [sys.executable, "-m", "tests.simulators.hospital", str(self.config), json.dumps(training)]
         with (self.directory / "agent.log").open("ab") as log:
             self.process = subprocess.Popen(
                 command,
@@ -194,8 +213,8 @@ directory = "studies"
 
 def main() -> int:
     """The agent's process: the real service, with played workers."""
-    config, training_s = Path(sys.argv[1]), float(sys.argv[2])
-    return run_command(lambda: run_agent(config, opener=lambda _: played_opener(training_s=training_s)))
+    config, training = Path(sys.argv[1]), json.loads(sys.argv[2])
+    return run_command(lambda: run_agent(config, opener=lambda _: played_opener(**training)))
 
 
 if __name__ == "__main__":

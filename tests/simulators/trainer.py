@@ -1,4 +1,4 @@
-"""A training worker that needs no data and no torch: every update is the study's seed over a thousand."""
+"""A training worker that needs no data and no torch: every update is one step, by default the study's seed / 1000."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ class PlayedWorker:
 
     study: Study
     training_s: float = 0.0
+    step: float | None = None
+    rows: int = ROWS
     failure: Exception | None = None
     calls: list[str] = field(default_factory=list)
     moments_seen: list[Mapping[str, Moments] | None] = field(default_factory=list)
@@ -55,7 +57,8 @@ class PlayedWorker:
         """Move every parameter by the same step."""
         self.moments_seen.append(moments)
         self._work(f"train {round_number}")
-        return PlayedResult(np.full(len(parameters), self.study.plan.seed / 1000, dtype=np.float32))
+        step = self.study.plan.seed / 1000 if self.step is None else self.step
+        return PlayedResult(np.full(len(parameters), step, dtype=np.float32), self.rows)
 
     def evaluate(self, parameters: Vector, *, moments: Mapping[str, Moments] | None = None) -> PlayedResult:
         """Score."""
@@ -75,17 +78,21 @@ class PlayedWorker:
             raise SoftwareError("training.ended", "The worker was ended.", next_step="Nothing.")
 
 
-def played_opener(*, training_s: float = 0.0, fits: bool = True) -> Callable[[Study, Path, Dataset], PlayedWorker]:
+def played_opener(
+    *, training_s: float = 0.0, step: float | None = None, rows: int = ROWS, fits: bool = True
+) -> Callable[[Study, Path, Dataset], PlayedWorker]:
     """An opener of played workers.
 
     Args:
         training_s: How long each call takes.
+        step: By how much training moves each parameter; by default the study's seed / 1000.
+        rows: Training rows.
         fits: Whether the data set fits; else opening declines.
     """
 
     def open_worker(study: Study, model: Path, dataset: Dataset) -> PlayedWorker:
         if not fits:
             raise DeclinedError("data.played", "The data set does not fit.", next_step="Nothing.")
-        return PlayedWorker(study, training_s)
+        return PlayedWorker(study, training_s, step, rows)
 
     return open_worker
