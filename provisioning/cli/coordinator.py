@@ -1,0 +1,86 @@
+"""`seh-provision coordinator`: prepare a study's coordination, start or resume it, and follow it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+from provisioning.cli.files import read_file
+
+app = typer.Typer(name="coordinator", help="The coordinator of a study.", no_args_is_help=True)
+
+DirectoryArgument = Annotated[Path, typer.Argument(help="The coordinator's directory.")]
+
+
+@app.callback()
+def _coordinator() -> None:
+    """The coordinator of a study."""
+
+
+@app.command("new-key")
+def new_key(
+    file: Annotated[Path, typer.Argument(help="Where the private key goes; its public half is printed.")],
+) -> None:
+    """Make the coordinator's key; its public half belongs into the consortium's roster."""
+    from provisioning.coordinator.directory import store_atomically  # noqa: PLC0415 - only this command needs it
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    store_atomically(file, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), mode=0o600)
+    typer.echo(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode(), nl=False)
+
+
+@app.command()
+def prepare(
+    directory: DirectoryArgument,
+    study: Annotated[Path, typer.Option(help="study.json")],
+    model: Annotated[Path, typer.Option(help="The model file that it names.")],
+    roster: Annotated[Path, typer.Option(help="The consortium's roster.")],
+    key: Annotated[Path, typer.Option(help="The coordinator's private key.")],
+) -> None:
+    """Put a study, its model, the roster and the key into a directory of their own."""
+    from provisioning.coordinator.directory import CoordinatorDirectory, CoordinatorSettings  # noqa: PLC0415 - the same
+
+    assignment = CoordinatorDirectory(directory).prepare(
+        read_file(study), read_file(model), CoordinatorSettings(), roster=read_file(roster), key=read_file(key)
+    )
+    typer.echo(f"{assignment.study.id} is prepared in {directory}.")
+
+
+@app.command()
+def run(
+    directory: DirectoryArgument,
+    address: Annotated[str, typer.Option(help="host:port of the SuperLink")],
+    root_certificate: Annotated[Path, typer.Option(help="The consortium's root certificate, PEM.")],
+) -> None:
+    """Start the study at the SuperLink, or resume it where it stands; prints the run's id."""
+    from provisioning.authority.superlink import SuperLinkConnection  # noqa: PLC0415 - loads Flower
+    from provisioning.coordinator.fab import launch_run  # noqa: PLC0415 - the same
+
+    connection = SuperLinkConnection(directory / "flower", address, root_certificate.resolve())
+    connection.store()
+    typer.echo(launch_run(connection, directory))
+
+
+@app.command()
+def progress(directory: DirectoryArgument) -> None:
+    """Say how far the study is."""
+    from provisioning.coordinator.directory import CoordinatorDirectory  # noqa: PLC0415 - only this command needs it
+    from provisioning.coordinator.progress import read_events  # noqa: PLC0415 - the same
+
+    events, _ = read_events(CoordinatorDirectory(directory).progress)
+    for event in events:
+        if event["event"] == "round":
+            typer.echo(
+                f"round {event['round']}: loss {event['loss']}, AUC {event['auc']}, {len(_sites(event))} hospitals"
+            )
+    if events:
+        typer.echo(f"last event: {events[-1]['event']}")
+
+
+def _sites(event: dict[str, object]) -> list[object]:
+    cohort = event.get("cohort")
+    return list(cohort) if isinstance(cohort, list) else []

@@ -1,0 +1,72 @@
+"""`seh-provision study`: what a study will ask of hospitals, in plain words, before anybody signs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agent.trust.model import verify_model
+from agent.trust.study import Study, parse_study, study_digest
+from agent.trust.terms import aggregation_terms, check_privacy
+from provisioning.cli.files import read_file
+
+app = typer.Typer(name="study", help="Studies.", no_args_is_help=True)
+
+
+@app.callback()
+def _study() -> None:
+    """Studies."""
+
+
+@app.command()
+def validate(
+    file: Annotated[Path, typer.Argument(help="study.json")],
+    model: Annotated[Path | None, typer.Option(help="The model file that it names; checked if given.")] = None,
+) -> None:
+    """Check a study file, and say in plain words what a hospital will be asked."""
+    data = read_file(file)
+    study, digest = parse_study(data), study_digest(data)
+    terms = aggregation_terms(study, digest)
+    spent = check_privacy(terms)
+    if model is not None:
+        verify_model(read_file(model), study.model)
+    for line in (*_asked(study), *_protection(study, terms.minimum_sites, terms.colluders)):
+        typer.echo(line)
+    if spent is not None:
+        typer.echo(
+            f"Noise protects each hospital's whole data set: epsilon {spent.epsilon:.2f} at delta {spent.delta:g}."
+        )
+    typer.echo(f"Digest: {digest}")
+
+
+def _asked(study: Study) -> list[str]:
+    data = study.data
+    fields = ", ".join(f"{spec.name} ({spec.unit})" if spec.unit else spec.name for spec in data.features)
+    return [
+        f"{study.title} ({study.id}), asked by {study.requester}, until {study.expires:%Y-%m-%d}.",
+        study.purpose,
+        f"Asked of {len(study.sites)} hospitals: {', '.join(study.sites)}.",
+        f"Each needs at least {data.minimum_rows} records with {data.label.field} and: {fields}.",
+        f"Each trains a model of {study.model.parameters:,} numbers on its own records in {study.rounds} rounds; "
+        f"{data.holdout:.0%} of the records are held out to measure it.",
+    ]
+
+
+def _protection(study: Study, minimum: int, colluders: int) -> list[str]:
+    lines = [
+        f"Only sums over at least {minimum} hospitals leave, also if {colluders} of them and the coordinator conspire."
+    ]
+    if study.secagg.dropout == "wait":
+        lines.append("A round waits for every hospital (or every whole block).")
+        if len(study.sites) == minimum:
+            lines.append("Mind: with this few hospitals, one silent hospital halts the study.")
+    elif study.privacy is None:
+        lines.append(
+            "Mind: rounds go on without a silent hospital, and no noise is added. Two sums that differ by one hospital "
+            "can show that hospital's update and size; each steward is asked to accept that."
+        )
+    if study.privacy is None:
+        lines.append("No noise is added: what the sums themselves reveal is not bounded.")
+    return lines
