@@ -23,12 +23,11 @@ fi
 [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
 echo "Installing Python packages into $venv"
 "$venv/bin/python" -m pip install -q --upgrade -c constraints.txt pip
-"$venv/bin/python" -m pip install -q -c constraints.txt -e '.[worker,privacy,provision,demo,dev]'
-# The TPM bindings compile against Debian's libtss2; without its headers the demo falls back to software keys.
+"$venv/bin/python" -m pip install -q -c constraints.txt -e '.[worker,privacy,provision,demo,dev,pkcs11]'
+# These compile against Debian's libraries; without their headers, the demo falls back to software keys and tests fail.
 if pkg-config --exists tss2-esys; then
     "$venv/bin/python" -m pip install -q -c constraints.txt -e '.[tpm]'
 fi
-# pyscard compiles against Debian's libpcsclite.
 if pkg-config --exists libpcsclite; then
-    "$venv/bin/python" -m pip install -q -c constraints.txt -e '.[piv,fido2,pkcs11,card-tools]'
+    "$venv/bin/python" -m pip install -q -c constraints.txt -e '.[piv,fido2,card-tools]'
 fi
