@@ -63,6 +63,8 @@ def flower_environment(home: Path) -> dict[str, str]:
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
+        # How often the SuperLink's executor looks for runs to start; a second, its default, would be added to each.
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",
         "PATH": f"{_SCRIPTS}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
     }
 

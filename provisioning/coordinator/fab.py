@@ -8,6 +8,7 @@ directory that `write_app` makes does the same, seconds later.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from pathlib import Path
 
 from flwr.cli.build import build_fab_from_files
@@ -69,7 +70,10 @@ def write_app(directory: Path) -> Path:
 
 def build_fab() -> bytes:
     """The app as the bundle that a SuperLink takes; the same bytes each time."""
-    return bytes(build_fab_from_files(_files())[0])
+    with warnings.catch_warnings():
+        # Flower asks its path library for a pattern kind by an old name.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return bytes(build_fab_from_files(_files())[0])
 
 
 def launch_run(connection: SuperLinkConnection, directory: Path) -> int:

@@ -1,8 +1,9 @@
 """Flower's grid as a line: the one place that knows how messages and their objects travel through the SuperLink.
 
-Flower's `grid.pull_messages` fetches the objects of one message after the other, and sleeps a second and more where one
-is not there yet; a node that breaks off in mid-upload would hold up all others for minutes. Here heads are polled and
-contents fetched beside each other, each with a limit of its own.
+It does what Flower's `grid.push_messages` and `grid.pull_messages` do, over the same client, for two reasons. Flower
+pulls the objects of one message after the other, and sleeps a second and more where one is not there yet; a node that
+breaks off in mid-upload would hold up all others for minutes. And Flower pushes a message's parts before its head, so
+that a quick node's answer and the rest of the push get into each other's way.
 """
 
 from __future__ import annotations
@@ -15,11 +16,18 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.app.message import remove_content_from_message
 from flwr.common.constant import SUPERLINK_NODE_ID
-from flwr.common.serde import message_from_proto
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest, PushObjectRequest
 from flwr.proto.node_pb2 import Node
-from flwr.proto.runtime_pb2 import PullAppMessagesRequest
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PushAppMessagesRequest
+from flwr.supercore.inflatable.inflatable_object import (
+    InflatableObject,
+    get_all_nested_objects,
+    get_object_tree,
+    no_object_id_recompute,
+)
 
 from agent.core.errors import PeerProtocolError
 from agent.core.wire import (
@@ -93,13 +101,51 @@ class FlowerLine:
         self._over += self._read
         self._read = []
         contents = pack_frames(list(frames.values()))
-        messages = [
-            Message(content, dst_node_id=node_id, message_type=MESSAGE_TYPE, ttl=ttl_s)
-            for node_id, content in zip(frames, contents, strict=True)
-        ]
-        message_ids = self.grid.push_messages(messages)
-        sent = {node_id: str(message_id) for node_id, message_id in zip(frames, message_ids, strict=True) if message_id}
+        with no_object_id_recompute():
+            messages = [
+                Message(content, dst_node_id=node_id, message_type=MESSAGE_TYPE, ttl=ttl_s)
+                for node_id, content in zip(frames, contents, strict=True)
+            ]
+            message_ids = self._announce(messages)
+        sent = {node_id: message_id for node_id, message_id in zip(frames, message_ids, strict=True) if message_id}
         return sent, sum(map(_size_of, contents))
+
+    def _announce(self, messages: Sequence[Message]) -> list[str]:
+        """Announce messages, then send their objects; returns the ids, empty where the SuperLink knows no such node.
+
+        The parts of the frames go last. A node that has its frame answers and lets the message be forgotten, and what
+        of it had not been stored by then could not be any more.
+        """
+        objects: dict[str, InflatableObject] = {}
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = message.object_id
+            objects |= get_all_nested_objects(message)
+        answer = self._client.PushMessages(
+            PushAppMessagesRequest(
+                messages_list=[message_to_proto(remove_content_from_message(message)) for message in messages],
+                message_object_trees=[get_object_tree(message) for message in messages],
+            )
+        )
+        wanted = [(object_id, objects[object_id]) for object_id in answer.objects_to_push]
+        parts = [isinstance(item, ConfigRecord) for _, item in wanted]
+        # Deflated in this thread: only here does Flower remember the hashes that it has computed.
+        deflated = [(object_id, item.deflate()) for object_id, item in wanted]
+        for last in (False, True):
+            batch = [item for item, is_part in zip(deflated, parts, strict=True) if is_part is last]
+            list(self._pool.map(lambda item: self._store(answer.session_id, *item), batch))
+        return [str(message_id) for message_id in answer.message_ids]
+
+    def _store(self, session_id: str, object_id: str, content: bytes) -> None:
+        """Send one object; one that the SuperLink does not keep is noticed by its message's loss."""
+        self._client.PushObject(
+            PushObjectRequest(
+                node=_SUPERLINK,
+                run_id=self.run_id,
+                session_id=session_id,
+                object_id=object_id,
+                object_content=content,
+            )
+        )
 
     def collect(self, message_ids: Sequence[str], *, wait_s: float) -> list[Letter]:
         """Fetch the answers that are there; where there is none, wait for up to `wait_s` and return."""
@@ -201,7 +247,7 @@ class FlowerLine:
 
     @property
     def _client(self) -> RuntimeHttpClient:
-        # The grid offers no way to poll heads alone or to bound the wait for objects; its client does.
+        # The grid offers no way to order what is pushed, to poll heads alone, or to bound waits; its client does.
         return self.grid._runtime_client  # noqa: SLF001 - see above; a test against the real SuperLink guards it
 
 

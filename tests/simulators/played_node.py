@@ -19,8 +19,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.proto.control_pb2 import RegisterNodeRequest
 
 from agent.core.clock import SystemClock
+from agent.core.errors import SecureHealthError
 from agent.core.wire import Frame, Refusal, Stage
-from agent.federation.faults import ActivationRefusedError, LinkError, RunEndedError
+from agent.federation.faults import ActivationRefusedError, LinkError, RunEndedError, StoppedError
 from agent.federation.fleet import Delivery, Fleet, Reply, SuperLinkEndpoint, build_refusal, build_reply
 from agent.trust.metrics import moments_layout, training_layout
 from agent.trust.study import Study
@@ -125,7 +126,6 @@ class PlayedNode:
         assert self._fleet is not None
         self._thread.join(20)
         self._fleet.deactivate()
-        self._fleet.close()
 
     def usual(self, delivery: Delivery, frame: Frame) -> Reply:
         """The answer of a well-behaved node."""
@@ -140,6 +140,12 @@ class PlayedNode:
             return
 
     def _serve(self, fleet: Fleet, gone: threading.Event) -> None:
+        try:
+            self._serve_until(fleet, gone)
+        finally:
+            fleet.close()
+
+    def _serve_until(self, fleet: Fleet, gone: threading.Event) -> None:
         clock = SystemClock()
         self._activate(fleet, gone)
         beat_s = clock.monotonic_s()
@@ -154,15 +160,15 @@ class PlayedNode:
                     continue
             except RunEndedError:
                 continue
-            except LinkError:
-                pass  # the SuperLink is down, or this node is being torn down with it
+            except (SecureHealthError, StoppedError):
+                pass  # the SuperLink is down, a message's run was killed, or this node is being ended
             gone.wait(POLL_S)
 
     def _activate(self, fleet: Fleet, gone: threading.Event) -> None:
         while not gone.is_set():
             try:
                 fleet.activate()
-            except ActivationRefusedError:
+            except (ActivationRefusedError, StoppedError):
                 gone.wait(0.3)
             else:
                 return
