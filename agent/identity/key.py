@@ -265,6 +265,7 @@ KEY_FOR_SCHEME: dict[str, str] = {
     "tpm": "agent.identity.tpm",
     "piv": "agent.identity.piv",
     "fido2": "agent.identity.fido2",
+    "pkcs11": "agent.identity.pkcs11",
     "software": "agent.identity.software",
 }
 """Which module serves which URI scheme; imported on first use: a box needs only the libraries of its own key."""
@@ -274,7 +275,8 @@ def open_key(uri: str, *, person: Person | None = None) -> HardwareKey:
     """Open the key that `uri` names.
 
     Args:
-        uri: `tpm:<tcti>`, `piv:<reader or serial>?slot=9e`, `fido2:...` or `software:<path>`.
+        uri: `tpm:<tcti>`, `piv:<reader or serial>?slot=9e`, `fido2:<record>`,
+            `pkcs11:token=<name>?module-path=<library>` or `software:<path>`.
         person: Who can be asked for a PIN or a touch; nobody by default.
 
     Raises:

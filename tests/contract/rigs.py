@@ -16,6 +16,7 @@ from tests.simulators.card import VirtualCard
 from tests.simulators.pcscd import card_inserted
 from tests.simulators.person import Technician
 from tests.simulators.piv_card import PIVApplet
+from tests.simulators.softhsm import PIN, SoftHSM
 from tests.simulators.swtpm import shared_maker
 
 
@@ -98,10 +99,27 @@ def fido2_rig(directory: Path) -> Iterator[Rig]:
         yield Rig(uri, slot.remove, lambda: slot.insert(ours), swap, Technician())
 
 
+@contextmanager
+def pkcs11_rig(directory: Path, *, with_pin_file: bool) -> Iterator[Rig]:
+    token = SoftHSM(directory)
+    uri = token.uri
+    if with_pin_file:
+        (directory / "pin").write_text(PIN)
+        uri += f"&pin-source={directory}/pin"
+
+    def swap() -> None:
+        token.swap()
+        init_key(uri, person=Technician(pin=PIN))
+
+    yield Rig(uri, token.pull_out, token.put_back, swap, Nobody() if with_pin_file else Technician(pin=PIN))
+
+
 RIG_FOR_SCHEME: dict[str, Callable[[Path], AbstractContextManager[Rig]]] = {
     "fido2": fido2_rig,
     "piv": piv_rig,
     "piv-with-pin": partial(piv_rig, slot_name="9a"),
+    "pkcs11": partial(pkcs11_rig, with_pin_file=True),
+    "pkcs11-with-pin": partial(pkcs11_rig, with_pin_file=False),
     "software": software_rig,
     "tpm": tpm_rig,
 }
