@@ -61,7 +61,7 @@ class TorchGraph:
         """
         graph = model.graph
         self.device = torch.device(device)
-        self.vector: Tensor = torch.tensor(model.parameters, device=self.device)
+        self.vector: Tensor = torch.from_numpy(model.parameters.copy()).to(self.device)
         self.gradient: Tensor = torch.zeros_like(self.vector)
         self.trainable = self._trainable(model.slots)
         self.parameters: dict[str, Tensor] = {}
@@ -76,7 +76,8 @@ class TorchGraph:
     def load(self, parameters: npt.NDArray[np.float32]) -> None:
         """Set all parameters, shape (m,)."""
         with torch.no_grad():
-            self.vector.copy_(torch.from_numpy(parameters))
+            # torch warns about read-only arrays, as the ones of a model file are.
+            self.vector.copy_(torch.from_numpy(np.require(parameters, requirements="W")))
 
     def set_training(self, training: bool) -> None:
         """Switch dropout and batch statistics on or off."""
