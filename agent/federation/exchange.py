@@ -12,7 +12,7 @@ import httpx
 
 from agent.core.errors import OperatorError
 from agent.core.wire import PART_BYTES
-from agent.federation.faults import UnreachableError
+from agent.federation.faults import OversizeAnswerError, UnreachableError
 
 RESPONSE_BYTES = PART_BYTES + (64 << 10)
 """Greatest body accepted: one part of a frame and what protobuf and Flower wrap around it."""
@@ -59,7 +59,8 @@ class BoundedExchange:
         """Send `request` and read the whole answer.
 
         Raises:
-            UnreachableError: No connection, no trust, no answer in time, or an answer beyond the limits.
+            UnreachableError: No connection, no trust, or no whole answer in time.
+            OversizeAnswerError: The answer is larger than the limit.
         """
         request.headers["accept-encoding"] = "identity"
         request.extensions["timeout"] = self._client.timeout.as_dict()
@@ -80,9 +81,9 @@ class BoundedExchange:
         for chunk in response.iter_raw():
             size += len(chunk)
             if size > self._limits.response_bytes:
-                raise _overlong(f"more than {self._limits.response_bytes} bytes")
+                raise _oversize(self._limits.response_bytes)
             if time.monotonic() > deadline_s:
-                raise _overlong(f"longer than {self._limits.call_timeout_s:g} s")
+                raise _slow(self._limits.call_timeout_s)
             yield chunk
 
     def close(self) -> None:
@@ -129,11 +130,19 @@ def _unreachable(error: Exception, request: httpx.Request) -> UnreachableError:
     )
 
 
-def _overlong(what: str) -> UnreachableError:
+def _slow(limit_s: float) -> UnreachableError:
     return UnreachableError(
-        "fleet.overlong_answer",
-        f"An answer of the SuperLink was {what}, and was cut off.",
-        next_step="The node keeps trying by itself. If it repeats, tell the consortium's operator.",
+        "fleet.slow_answer",
+        f"An answer of the SuperLink took longer than {limit_s:g} s, and was cut off.",
+        next_step="The node keeps trying by itself. If it repeats, have the line to the SuperLink checked.",
+    )
+
+
+def _oversize(limit_bytes: int) -> OversizeAnswerError:
+    return OversizeAnswerError(
+        "fleet.oversize_answer",
+        f"An answer of the SuperLink was larger than {limit_bytes} bytes, and was cut off.",
+        next_step="The node goes on with the next message. If it repeats, tell the consortium's operator.",
     )
 
 

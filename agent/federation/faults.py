@@ -42,6 +42,10 @@ class CallRefusedError(LinkError):
     fault: ClassVar[Fault] = Fault.PEER
 
 
+class OversizeAnswerError(CallRefusedError):
+    """The SuperLink's answer was larger than we take; it was cut off."""
+
+
 class StoppedError(Exception):
     """This node was told to stop while it waited; no failure, and never shown."""
 

@@ -69,6 +69,7 @@ from agent.federation.faults import (
     CallRefusedError,
     LinkError,
     NotRecognisedError,
+    OversizeAnswerError,
     RunEndedError,
     StoppedError,
     UnreachableError,
@@ -289,7 +290,10 @@ class Fleet:
         begin_s = self._clock.monotonic_s()
         request = PullObjectRequest(node=self._node, run_id=delivery.message.metadata.run_id, object_id=object_id)
         while True:
-            answer = self._call(self._client.PullObject, request)
+            try:
+                answer = self._call(self._client.PullObject, request)
+            except OversizeAnswerError as error:
+                raise _malformed("an object larger than this node takes") from error
             if not answer.object_found:
                 raise _malformed("content that the SuperLink does not hold")
             if answer.object_available:

@@ -18,11 +18,11 @@ from flwr.proto.message_pb2 import ObjectTree
 from agent.core.errors import PeerProtocolError
 from agent.core.wire import PART_FIELD, Frame, Stage
 from agent.federation.exchange import BoundedExchange, ExchangeLimits
-from agent.federation.faults import CallRefusedError, UnreachableError
+from agent.federation.faults import CallRefusedError, OversizeAnswerError, UnreachableError
 from agent.federation.fleet import Delivery, Fleet, SuperLinkEndpoint
 from tests.simulators.clock import SetClock
 from tests.simulators.https import PlayedServer, http_answer
-from tests.simulators.played_superlink import PlayedSuperLink, http_body, http_status
+from tests.simulators.played_superlink import PlayedSuperLink, failing, http_body, http_status
 
 LIMITS = ExchangeLimits(connect_timeout_s=5, step_timeout_s=5, call_timeout_s=4, response_bytes=1000)
 OPEN_ENDED = b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n"
@@ -69,15 +69,14 @@ def _receive(fleet: Fleet) -> Delivery:
 
 def test_endless_answer(server: PlayedServer) -> None:
     server.answer(OPEN_ENDED, *[b"x" * 400] * 100)
-    with pytest.raises(UnreachableError) as caught:
+    with pytest.raises(OversizeAnswerError):
         _send(server)
-    assert caught.value.code == "fleet.overlong_answer"
 
 
 def test_dripping_answer(server: PlayedServer) -> None:
     server.answer(OPEN_ENDED, *[b"x"] * 200, pause_s=0.1)
     begin = time.monotonic()
-    with pytest.raises(UnreachableError):
+    with pytest.raises(UnreachableError, match="longer than"):
         _send(server, limits=LIMITS.shortened(1.0))
     assert time.monotonic() - begin < 10
 
@@ -129,6 +128,15 @@ def test_objects_larger_than_they_were_announced(fleet: Fleet, superlink: Played
     superlink.offer(RecordDict(parts))
     with pytest.raises(PeerProtocolError, match="more bytes"):
         fleet.fetch(_receive(fleet))
+
+
+def test_oversize_object(fleet: Fleet, superlink: PlayedSuperLink) -> None:
+    superlink.offer_frame(FRAME)
+    cut_off = failing(OversizeAnswerError("fleet.oversize_answer", "Played.", next_step="-"))
+    superlink.script("pull-object", cut_off)
+    with pytest.raises(PeerProtocolError, match="larger"):
+        fleet.fetch(_receive(fleet))
+    assert superlink.calls.count("pull-object") == 1
 
 
 def test_swapped_content(fleet: Fleet, superlink: PlayedSuperLink) -> None:

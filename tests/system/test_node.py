@@ -20,7 +20,7 @@ from agent.core.clock import SystemClock
 from agent.core.errors import PeerProtocolError
 from agent.core.wire import PART_BYTES, PART_FIELD, Frame, Refusal, Stage, encode_frame
 from agent.federation.credentials import REUSE_S
-from agent.federation.faults import ActivationRefusedError, NotRecognisedError, UnreachableError
+from agent.federation.faults import ActivationRefusedError, NotRecognisedError
 from agent.federation.fleet import Delivery, Fleet, SuperLinkEndpoint, build_reply
 from tests.simulators.grid import FlowerError, TestGrid
 from tests.simulators.hospital import STUDY_ID, RunningHospital
@@ -100,6 +100,12 @@ def test_records_of_another_kind_are_refused(grid: TestGrid, hospital: RunningHo
     assert grid.pull(grid.push_records(hospital.node_id, records)) == Refusal.MALFORMED
 
 
+def test_an_oversize_object_is_refused_and_the_node_lives_on(grid: TestGrid, hospital: RunningHospital) -> None:
+    records = {"frame-0": {PART_FIELD: os.urandom(PART_BYTES + (1 << 20))}}
+    assert grid.pull(grid.push_records(hospital.node_id, records)) == Refusal.MALFORMED
+    assert isinstance(grid.ask(hospital.node_id, TRAIN), Frame)
+
+
 def test_each_refusal_is_one_word_of_the_list(grid: TestGrid, hospital: RunningHospital) -> None:
     ask = grid.ask
     assert ask(hospital.node_id, Frame("unheard-of", Stage.OPEN)) == Refusal.UNKNOWN_STUDY
@@ -142,10 +148,9 @@ def test_an_oversize_frame_is_refused_before_it_is_pulled(grid: TestGrid, joined
 
 def test_an_object_larger_than_a_part_is_refused(grid: TestGrid, joined: Fleet) -> None:
     assert joined.node_id is not None
-    grid.push_records(joined.node_id, {"frame-0": {PART_FIELD: bytes(PART_BYTES + (1 << 20))}})
-    with pytest.raises(UnreachableError) as caught:
+    grid.push_records(joined.node_id, {"frame-0": {PART_FIELD: os.urandom(PART_BYTES + (1 << 20))}})
+    with pytest.raises(PeerProtocolError, match="larger"):
         joined.fetch(_wait_for_delivery(joined))
-    assert caught.value.code == "fleet.overlong_answer"
 
 
 def test_hundreds_of_requests_take_few_signatures(joined: Fleet) -> None:
