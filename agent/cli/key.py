@@ -38,6 +38,7 @@ _TIMED_SIGNATURES: Final = 20
 KeyOption = Annotated[str | None, typer.Option("--key", "-k", help="Key URI; the configured one if left out.")]
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The agent's configuration file.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Try the PIN although only one attempt is left.")]
+UnblockOption = Annotated[bool, typer.Option("--unblock", help="The PIN is blocked: set a new one by the PUK.")]
 
 
 class TerminalPerson(Person):
@@ -109,10 +110,18 @@ def try_key(key: KeyOption = None, config: ConfigOption = DEFAULT_CONFIG, force:
 
 
 @app.command()
-def pin(key: KeyOption = None, config: ConfigOption = DEFAULT_CONFIG, force: ForceOption = False) -> None:
-    """Change the PIN of the device that holds this box's key."""
+def pin(
+    key: KeyOption = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+    force: ForceOption = False,
+    unblock: UnblockOption = False,
+) -> None:
+    """Change the PIN of the device that holds this box's key, or unblock it."""
     opened = open_key(_uri(key, config), person=TerminalPerson(force=force))
-    opened.change_pin()
+    if unblock:
+        opened.unblock_pin()
+    else:
+        opened.change_pin()
     typer.echo("The PIN was changed.")
 
 

@@ -231,6 +231,18 @@ class HardwareKey(ABC):
             next_step="There is nothing to change.",
         )
 
+    def unblock_pin(self) -> None:
+        """Ask the person for what unblocks the device's PIN (a card's PUK) and for a new PIN, and set it.
+
+        Raises:
+            OperatorError: This kind has no such thing (`identity.no_puk`), or what was given is wrong.
+        """
+        raise OperatorError(
+            "identity.no_puk",
+            f"Nothing unblocks the PIN of a {self.kind.value} key.",
+            next_step="Reset the device, make a new key with `seh-agent key init`, and enrol the node again.",
+        )
+
     def root(self, evidence: EvidenceClass = EvidenceClass.NONE) -> RootKey:
         """The key as others put it on record, e.g. in the site's signed node record.
 

@@ -191,6 +191,7 @@ class PIVKey(HardwareKey):
             card.session.change_pin(current, ask_new_pin(self._person, card.device, factory=FACTORY_PIN))
             log.info("pin_changed", device=card.device)
 
+    @override
     def unblock_pin(self) -> None:
         """Ask for the card's PUK and a new PIN, and set it; all attempts come back.
 

@@ -11,16 +11,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from agent.core.errors import OperatorError, PeerProtocolError
 from agent.core.ids import IdentifierText, SiteID
-from agent.statements.roots import EvidenceClass, KeyKind, RootKey, load_public_key
+from agent.statements.roots import EvidenceClass, FIDO2Terms, KeyKind, RootKey, load_public_key
 from agent.trust.study import MAX_SITES
 
 MAX_ROSTER_BYTES = 1 << 20
@@ -85,10 +85,22 @@ class _Entry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class _FIDO2Entry(_Entry):
+    rp_id: Annotated[str, Field(min_length=1, max_length=253)]
+    user_verified: bool = True
+
+
 class _NodeEntry(_Entry):
     kind: KeyKind
     evidence: Literal["none", "test", "virtual", "hardware"] = "none"
     public_key: Annotated[str, Field(max_length=2000)]
+    fido2: _FIDO2Entry | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.kind is KeyKind.FIDO2) != (self.fido2 is not None):
+            raise ValueError("a fido2 key, and no other, states its terms under `fido2`")
+        return self
 
 
 class _SiteEntry(_Entry):
@@ -155,14 +167,23 @@ def encode_roster(roster: Roster) -> bytes:
     return json.dumps(content, indent=1).encode()
 
 
-def roster_node(site: SiteID, kind: KeyKind, evidence: EvidenceClass, key: ec.EllipticCurvePublicKey) -> RosterNode:
-    """Make one node's entry from its public key."""
-    return RosterNode(site, RootKey(kind, key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo), evidence))
+def roster_node(
+    site: SiteID,
+    kind: KeyKind,
+    evidence: EvidenceClass,
+    key: ec.EllipticCurvePublicKey,
+    *,
+    fido2: FIDO2Terms | None = None,
+) -> RosterNode:
+    """Make one node's entry from its public key; a FIDO2 key needs its terms too."""
+    spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return RosterNode(site, RootKey(kind, spki, evidence, fido2))
 
 
 def _parse_node(site: SiteID, entry: _NodeEntry) -> RosterNode:
     key = _parse_key(entry.public_key, owner=site)
-    return roster_node(site, entry.kind, EvidenceClass[entry.evidence.upper()], key)
+    terms = None if entry.fido2 is None else FIDO2Terms(entry.fido2.rp_id, user_verified=entry.fido2.user_verified)
+    return roster_node(site, entry.kind, EvidenceClass[entry.evidence.upper()], key, fido2=terms)
 
 
 def _parse_key(pem: str, *, owner: str) -> ec.EllipticCurvePublicKey:
@@ -175,9 +196,12 @@ def _parse_key(pem: str, *, owner: str) -> ec.EllipticCurvePublicKey:
     return key
 
 
-def _encode_node(node: RosterNode) -> dict[str, str]:
-    pem = _pem(load_public_key(node.root.public_key))
-    return {"kind": node.root.kind.value, "evidence": node.root.evidence.name.lower(), "public_key": pem}
+def _encode_node(node: RosterNode) -> dict[str, object]:
+    pem, terms = _pem(load_public_key(node.root.public_key)), node.root.fido2
+    entry: dict[str, object] = {"kind": node.root.kind.value, "evidence": node.root.evidence.name.lower()}
+    if terms is not None:  # a counter rises with every use: it is each verifier's own to remember
+        entry["fido2"] = {"rp_id": terms.rp_id, "user_verified": terms.user_verified}
+    return entry | {"public_key": pem}
 
 
 def _pem(key: ec.EllipticCurvePublicKey) -> str:

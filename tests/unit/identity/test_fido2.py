@@ -131,6 +131,8 @@ def test_blocked_key_says_so(key: HardwareKey, authenticator: Authenticator) -> 
     assert (presence.state, presence.attempts_remaining) == (PresenceState.BLOCKED, 0)
     with pytest.raises(HardwareError, match="is blocked"):
         key.prove(NOTE)
+    with pytest.raises(OperatorError, match="Nothing unblocks the PIN"):
+        key.unblock_pin()
 
 
 def test_pin_changes(key: HardwareKey, person: Technician) -> None:

@@ -101,8 +101,8 @@ class Resettable(VirtualCard):
 def test_card_is_given_back_reset_unless_it_is_anothers(*, leave: bool) -> None:
     card = Resettable()
     with card_inserted(card) as slot:
-        before = card.resets
         with PCSCConnection.open(slot.reader) as connection:
+            before = card.resets  # a card that nobody used for a while is powered up first
             if leave:
                 connection.leave_as_is()
         assert (card.resets > before) is not leave

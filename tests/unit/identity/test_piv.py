@@ -11,7 +11,6 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from agent.core.errors import HardwareError, OperatorError
 from agent.identity.key import Nobody, PresenceState, find_devices, init_key, open_key
-from agent.identity.piv import PIVKey
 from tests.simulators.card import VirtualCard
 from tests.simulators.makers import card_maker, common_name
 from tests.simulators.pcscd import Slot, card_inserted
@@ -177,7 +176,6 @@ def test_blocked_card_says_so_and_the_puk_helps(applet: PIVApplet, person: Techn
     presence = key.presence()
     assert (presence.state, presence.attempts_remaining) == (PresenceState.BLOCKED, 0)
     assert "--unblock" in presence.next_step
-    assert isinstance(key, PIVKey)
     person.pin, person.new_pin = "246813", "975310"  # the PUK, as chosen when the key was made
     key.unblock_pin()
     person.pin = "975310"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from agent.core.errors import OperatorError, PeerProtocolError
 from agent.core.ids import SiteID
-from agent.statements.roots import EvidenceClass, KeyKind
+from agent.statements.roots import EvidenceClass, FIDO2Terms, KeyKind
 from agent.trust.roster import FORMAT, Roster, encode_roster, load_roster, parse_roster, roster_node
 
 A, B = SiteID("hospital-a"), SiteID("hospital-b")
@@ -36,6 +36,18 @@ def test_a_roster_survives_its_file(tmp_path: Path) -> None:
     roster = load_roster(tmp_path / "roster.json")
     assert roster.sites == {A: (one,), B: (two,)}
     assert roster.node(two.root.key_id) is roster.sites[B][0]
+
+
+def test_a_fido2_key_keeps_its_terms() -> None:
+    terms = FIDO2Terms("node.secur-e-health", user_verified=False)
+    node = roster_node(A, KeyKind.FIDO2, EvidenceClass.HARDWARE, _key(), fido2=terms)
+    assert parse_roster(encode_roster(Roster({A: (node,)}))).sites == {A: (node,)}
+
+
+@pytest.mark.parametrize("entry", [{"kind": "fido2"}, {"kind": "piv", "fido2": {"rp_id": "node.secur-e-health"}}])
+def test_terms_are_for_fido2_keys_and_for_no_others(entry: dict[str, object]) -> None:
+    with pytest.raises(OperatorError, match="states its terms"):
+        parse_roster(_file(a={"nodes": [entry | {"public_key": _pem(_key())}]}))
 
 
 def test_a_key_that_no_site_endorses_is_unknown() -> None:
