@@ -21,6 +21,7 @@ SECTIONS = {
     "accuracy": "tests.bench.accuracy",
     "footprint": "tests.bench.footprint",
     "identity": "tests.bench.identity",
+    "rounds": "tests.bench.rounds",
 }
 """Each section's module; its `rows()` measures and yields `Row`s. A module is imported only where its section runs."""
 
