@@ -161,6 +161,8 @@ class Codec:
         Raises:
             ContributionError: It has the wrong shape, or a number that is not finite.
         """
+        if contribution is not None:
+            _check_words(contribution, self.word_count)
         out = np.empty(self.total_words, np.uint64)
         out[self.packed_words :] = 0
         clipped = self._pack(out[: self.packed_words], contribution, key)
@@ -168,7 +170,6 @@ class Codec:
         if self.noise:
             tail[0] = 1
         elif contribution is not None:
-            _check_words(contribution, self.word_count)
             tail[0] = self.effective_weight(contribution.weight)
             tail[1] = clipped
             np.minimum(contribution.words, np.uint64(WORD_CAP), out=tail[2:-1])

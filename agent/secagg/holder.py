@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from agent.secagg.dealing import HeldShares, cut_slots, share_commitment, slot_digest
 from agent.secagg.exchange import TAG_BYTES, open_share
 from agent.secagg.messages import RelayedUpload, Revelation
+from agent.secagg.rules import revealed_slots, vanished_sites
 from agent.secagg.transcript import KEY_BYTES, NO_DIGEST
 
 if TYPE_CHECKING:
@@ -74,14 +75,15 @@ def reveal_complete(opened: OpenedShares, attempt: Attempt) -> Revelation:
 
 def reveal_partial(secrets: RoundSecrets, attempt: Attempt) -> Revelation:
     """Shares of the survivors' self seeds, and all that removes their masks with the vanished."""
-    vanished = [site for site in attempt.cohort if site not in secrets.survivors]
+    vanished = vanished_sites(attempt.cohort, secrets.survivors)
     pair_shares, hidden = [], []
     for held in secrets.opened.held:
+        shown = revealed_slots(attempt.cohort, secrets.survivors, held.dealer)
         for site, share in zip(attempt.cohort, held.slots, strict=True):
-            if site in vanished:
-                pair_shares.append(share)
-            elif site != held.dealer:
+            if site not in shown:
                 hidden.append(slot_digest(share))
+            elif site != held.dealer:
+                pair_shares.append(share)
     return Revelation(
         complaints=secrets.opened.complaints,
         self_shares=b"".join(held.self_share(attempt.cohort) for held in secrets.opened.held),

@@ -90,6 +90,19 @@ def settle_lock(lock: bytes, wanted: bytes) -> bytes:
     raise refusals.second_survivors() if wanted != ABORT_LOCK else refusals.locked_on_survivors()
 
 
+def vanished_sites(cohort: Collection[str], survivors: Collection[str]) -> tuple[str, ...]:
+    """The hospitals whose masks with survivors must be removed, in the cohort's order."""
+    return tuple(site for site in cohort if site not in survivors)
+
+
+def revealed_slots(cohort: Collection[str], survivors: Collection[str], dealer: str) -> tuple[str, ...]:
+    """Which slots of a survivor's shares a holder may reveal: its self seed's, and those of seeds with the vanished.
+
+    Never both the self seed and a pairwise seed with a survivor: together they would unmask the dealer alone.
+    """
+    return (dealer, *vanished_sites(cohort, survivors))
+
+
 def check_turn(last: tuple[int, int] | None, wanted: tuple[int, int], *, same_attempt: bool = False) -> None:
     """Check (round, attempt) against the last one used: a later round, or the next attempt or any later of the same.
 

@@ -16,6 +16,7 @@ from agent.secagg.dealing import cut_slots, rest_digest, share_commitment, slot_
 from agent.secagg.exchange import seed_commitment, self_commitment
 from agent.secagg.masking import Mask
 from agent.secagg.messages import MaskedInputReply, Revelation
+from agent.secagg.rules import vanished_sites
 from agent.secagg.shamir import combine_shares
 from agent.secagg.transcript import DIGEST_BYTES, KEY_BYTES
 
@@ -45,7 +46,7 @@ class Revealed:
         if len(dealers) + len(revelation.complaints) != len(survivors) or site in revelation.complaints:
             raise refusals.malformed(f"complaints of {site} about hospitals that did not deal")
         self._places = {dealer: place for place, dealer in enumerate(dealers)}
-        vanished = [other for other in attempt.cohort if other not in survivors]
+        vanished = vanished_sites(attempt.cohort, survivors)
         self._vanished = {other: place for place, other in enumerate(vanished)}
         self._check_lengths()
 
@@ -133,10 +134,9 @@ class Unmasking:
         self._judge_complaints()
         masks = [Mask(seed, subtract=True) for seed in self._self_seeds().values()]
         for site in self._uploads:
-            for gone in self._attempt.cohort:
-                if gone not in self._uploads:
-                    # The survivor added this mask where it sorts first, and subtracted it otherwise.
-                    masks.append(Mask(self._pair_seed(site, gone), subtract=site < gone))
+            for gone in vanished_sites(self._attempt.cohort, self._uploads):
+                # The survivor added this mask where it sorts first, and subtracted it otherwise.
+                masks.append(Mask(self._pair_seed(site, gone), subtract=site < gone))
         return masks
 
     def _judge_complaints(self) -> None:

@@ -29,10 +29,10 @@ WORDS = 3
 ROUNDS = 5
 
 
-def make_terms(sites: int = 4, **changes: object) -> Terms:
+def make_terms(count: int = 4, /, **changes: object) -> Terms:
     """Terms of a small study; `changes` replace single bounds."""
-    names = tuple(f"site-{index:03d}" for index in range(sites))
-    colluders = default_colluders(sites)
+    names = tuple(f"site-{index:03d}" for index in range(count))
+    colluders = default_colluders(count)
     terms = Terms(
         study_id="study",
         study_digest=hashlib.sha256(b"study").digest(),
