@@ -21,7 +21,7 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from tests.demo.cohorts import COHORTS  # noqa: E402
-from tests.demo.found import can_use_tpm  # noqa: E402
+from tests.demo.found import why_no_tpm  # noqa: E402
 from tests.demo.live import open_view  # noqa: E402
 from tests.demo.parts import PartFailedError  # noqa: E402
 from tests.demo.report import METRICS  # noqa: E402
@@ -80,7 +80,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _choose_key(wanted: str, console: Console) -> str:
-    reason = can_use_tpm() if wanted == "tpm" else ""
+    reason = why_no_tpm() if wanted == "tpm" else ""
     if not reason:
         return wanted
     console.print(f"Using software keys, because {reason}; hardware protects none of them.", style="yellow")

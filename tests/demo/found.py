@@ -116,7 +116,7 @@ class Consortium:
         self._stack.close()
 
 
-def can_use_tpm() -> str:
+def why_no_tpm() -> str:
     """Why no software TPM can be used here; empty where one can."""
     missing = [tool for tool in ("swtpm", "swtpm_setup", "swtpm_localca") if shutil.which(tool) is None]
     if missing:
@@ -127,7 +127,15 @@ def can_use_tpm() -> str:
 
 
 def found_consortium(
-    directory: Path, cohort: Cohort, hospitals: Sequence[Hospital], *, rounds: int, key: str, now: datetime, view: View
+    directory: Path,
+    cohort: Cohort,
+    hospitals: Sequence[Hospital],
+    *,
+    rounds: int,
+    key: str,
+    now: datetime,
+    view: View,
+    allow_plain: bool = False,
 ) -> Consortium:
     """Found it, up to the point where the agents can start.
 
@@ -139,6 +147,7 @@ def found_consortium(
         key: `tpm` or `software`.
         now: When the study is published.
         view: Where to report to.
+        allow_plain: Whether the boxes may send unprotected updates.
 
     Raises:
         PartFailedError: A part did not come up; nothing is left running.
@@ -153,7 +162,7 @@ def found_consortium(
         roster, coordinator_key = _write_roster(directory, members)
         superlink = _result_of("SuperLink", starting.result)
         for member in members:
-            _write_hospital(member, cohort, superlink, study.id, study_file, model)
+            _write_hospital(member, cohort, superlink, study, model, allow_plain=allow_plain)
         _register(pool, superlink, members, view)
         return Consortium(
             directory, study, study_file, model, roster, coordinator_key, superlink, members, stack.pop_all()
@@ -225,16 +234,16 @@ def _write_roster(directory: Path, members: Sequence[Member]) -> tuple[bytes, by
 
 
 def _write_hospital(
-    member: Member, cohort: Cohort, superlink: RunningSuperLink, study_id: str, study_file: bytes, model: bytes
+    member: Member, cohort: Cohort, superlink: RunningSuperLink, study: Study, model: bytes, *, allow_plain: bool
 ) -> None:
     """What lies on a hospital's box: its own file and nobody else's, the study, the roster, and the configuration."""
     home, source = member.directory, member.hospital.source
     (home / "data").mkdir()
     shutil.copyfile(source, home / "data" / source.name)
     (home / "catalog.toml").write_text(cohort.catalog_text(member.hospital, Path("data") / source.name))
-    shelf = home / "studies" / study_id
+    shelf = home / "studies" / study.id
     shelf.mkdir(parents=True)
-    (shelf / "study.json").write_bytes(study_file)
+    shutil.copyfile(home.parent / "study.json", shelf / "study.json")
     (shelf / "model.onnx").write_bytes(model)
     shutil.copyfile(home.parent / "roster.json", home / "roster.json")
     (home / "agent.toml").write_text(
@@ -250,7 +259,7 @@ def _write_hospital(
                 "studies": {"directory": "studies"},
                 "roster": {"file": "roster.json"},
                 "training": {"device": "auto"},
-                "federation": {"allow_plain": True},
+                "federation": {"allow_plain": allow_plain},
             }
         )
     )

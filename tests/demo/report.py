@@ -223,17 +223,18 @@ def _round_row(record: RoundRecord) -> dict[str, str]:
     }
 
 
-def _seen(summary: Summary) -> list[dict[str, object]]:
+def _seen(summary: Summary) -> list[dict[str, str]]:
     """Who could see what, by kind of information."""
+    masked = "masked" if summary.secure else "yes"
     update = "only the sum over the whole cohort" if summary.secure else "each hospital's own update, in the clear"
     counts = "only the cohort's sums" if summary.secure else "each hospital's own counts"
     return [
-        {"what": "Patient records", "left": False, "reads": "nothing"},
-        {"what": "Single values, identifiers, dates", "left": False, "reads": "nothing"},
-        {"what": "Sums of number fields (round 0)", "left": True, "reads": counts.replace("counts", "sums")},
-        {"what": "Model updates", "left": True, "reads": update},
-        {"what": "Row counts, correct answers, score histograms", "left": True, "reads": counts},
-        {"what": "The hospital's private key", "left": False, "reads": "nothing"},
+        {"what": "Patient records", "left": "no", "reads": "nothing"},
+        {"what": "Single values, identifiers, dates", "left": "no", "reads": "nothing"},
+        {"what": "Sums of number fields (round 0)", "left": masked, "reads": counts.replace("counts", "sums")},
+        {"what": "Model updates", "left": masked, "reads": update},
+        {"what": "Row counts, correct answers, score histograms", "left": masked, "reads": counts},
+        {"what": "The hospital's private key", "left": "no", "reads": "nothing"},
     ]
 
 

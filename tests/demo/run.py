@@ -130,7 +130,14 @@ def run_demo(
     now = datetime.now(UTC)
     with watch.phase("CA, SuperLink, keys, registration", view):
         consortium = found_consortium(
-            place, options.cohort, options.hospitals, rounds=options.rounds, key=options.key, now=now, view=view
+            place,
+            options.cohort,
+            options.hospitals,
+            rounds=options.rounds,
+            key=options.key,
+            now=now,
+            view=view,
+            allow_plain=not options.secure,
         )
     try:
         with watch.phase("agents start and join", view):

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.demo.found import can_use_tpm
+from tests.demo.found import why_no_tpm
 from tests.demo.parts import Part, PartFailedError, stop_all, tail
 from tests.demo.run import held_output
 
@@ -52,7 +52,7 @@ def test_two_demonstrations_do_not_share_an_output(tmp_path: Path) -> None:
 
 def test_a_missing_simulator_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    assert can_use_tpm() == "swtpm, swtpm_setup, swtpm_localca is not installed"
+    assert why_no_tpm() == "swtpm, swtpm_setup, swtpm_localca is not installed"
 
 
 def test_the_tail_of_a_missing_log_is_empty(tmp_path: Path) -> None:

@@ -1,0 +1,113 @@
+"""What an agent costs a box that has nothing to do, and what the demonstration costs a reader's patience."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from io import StringIO
+from pathlib import Path
+from statistics import median
+
+import psutil
+from rich.console import Console
+
+from agent.service.state import load_status
+from provisioning.authority.superlink import flower_environment
+from tests.bench.table import Row, at_most
+from tests.demo.cohorts import COHORTS
+from tests.demo.found import AGENT, Consortium, found_consortium, why_no_tpm
+from tests.demo.live import open_view
+from tests.demo.parts import Part, stop_all
+from tests.simulators.superlink import wait_until
+
+STARTS = 5
+SETTLE_S = 5.0
+READY_LIMIT_S = 30.0
+DEMO_LIMIT_S = 300.0
+
+
+def rows() -> Iterator[Row]:
+    """Idle agent, then the whole demonstration."""
+    with tempfile.TemporaryDirectory() as directory, _consortium(Path(directory)) as consortium:
+        starts = [_start_and_stop(consortium) for _ in range(STARTS)]
+        yield at_most("agent: start to READY", median(starts), "s", 2.0)
+        yield at_most("agent: resident memory when idle", _idle_memory_mb(consortium), "MB", 120.0)
+    yield at_most("demonstration: command to report, 4 hospitals, 20 rounds", _demo_seconds(), "s", 60.0)
+
+
+@contextmanager
+def _consortium(directory: Path) -> Iterator[Consortium]:
+    """A SuperLink and one hospital that has joined nothing yet."""
+    cohort = COHORTS["heart"]()
+    hospitals = cohort.hospitals[:1]
+    names = {str(hospital.site): hospital.name for hospital in hospitals}
+    view = open_view(Console(file=StringIO()), title=cohort.title, hospitals=names, rounds=1)
+    key = "software" if why_no_tpm() else "tpm"
+    consortium = found_consortium(directory, cohort, hospitals, rounds=1, key=key, now=datetime.now(UTC), view=view)
+    try:
+        yield consortium
+    finally:
+        consortium.close()
+
+
+def _start_and_stop(consortium: Consortium) -> float:
+    """Seconds from the start of the process until it tells its service manager that it is ready."""
+    with _agent(consortium) as (_, seconds):
+        return seconds
+
+
+def _idle_memory_mb(consortium: Consortium) -> float:
+    state = consortium.members[0].state_directory
+    with _agent(consortium) as (agent, _):
+        wait_until(lambda: (now := load_status(state)) is not None and now.link == "online", limit_s=90, what="joined")
+        time.sleep(SETTLE_S)
+        process = psutil.Process(agent.process.pid)
+        family = [process, *process.children(recursive=True)]
+        return sum(member.memory_info().rss for member in family) / 1e6
+
+
+@contextmanager
+def _agent(consortium: Consortium) -> Iterator[tuple[Part, float]]:
+    """An agent that has said READY=1 (sd_notify(3)), and how many seconds that took."""
+    home = consortium.members[0].directory
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager, tempfile.TemporaryDirectory() as place:
+        manager.bind(f"{place}/notify")
+        environment = flower_environment(consortium.directory / "home") | {"NOTIFY_SOCKET": f"{place}/notify"}
+        begin_s = time.monotonic()
+        command = [str(AGENT), "run", "--config", str(home / "agent.toml")]
+        agent = Part.start("agent", command, log=home / "agent.log", environment=environment)
+        try:
+            _await_ready(manager, agent)
+            yield agent, time.monotonic() - begin_s
+        finally:
+            stop_all([agent])
+
+
+def _await_ready(manager: socket.socket, agent: Part) -> None:
+    deadline_s = time.monotonic() + READY_LIMIT_S
+    while time.monotonic() < deadline_s:
+        agent.check()
+        if select.select([manager], [], [], 0.1)[0] and b"READY=1" in manager.recv(4096).split(b"\n"):
+            return
+    raise TimeoutError("the agent has not said READY=1")
+
+
+def _demo_seconds() -> float:
+    """Wall time of the command; its own output is shown only if it fails."""
+    with tempfile.TemporaryDirectory() as output:
+        command = [sys.executable, "-m", "tests.demo", "--output", output]
+        begin_s = time.monotonic()
+        done = subprocess.run(
+            command, env=os.environ, capture_output=True, text=True, timeout=DEMO_LIMIT_S, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(f"the demonstration failed:\n{done.stdout}{done.stderr}")
+        return time.monotonic() - begin_s

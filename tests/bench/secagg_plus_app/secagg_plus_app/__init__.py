@@ -1,0 +1,1 @@
+"""Stock Flower SecAgg+, as its own documentation sets it up."""
