@@ -236,6 +236,8 @@ class Coordination:
             "aggregation": self._assignment.settings.aggregation,
             "environment": self._assignment.settings.environment,
             "privacy": self._privacy(),
+            # Whoever uses the model must standardise as it was trained.
+            "moments": {name: asdict(moments) for name, moments in (self._state.moments or {}).items()},
             "finished": self._clock.now().isoformat(timespec="seconds"),
             "history": [dict(record) for record in self._state.history],
             "final": last.as_json(),
