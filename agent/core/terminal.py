@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 import textwrap
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from types import MappingProxyType
-from typing import TextIO
+from typing import Annotated, TextIO
 
 import click
+import typer
 
 from agent.core.errors import Fault, SecureHealthError
 
@@ -28,6 +30,32 @@ _WHOSE: Mapping[Fault, str] = MappingProxyType(
     }
 )
 _WIDTH = 100
+
+
+def _show_version(context: typer.Context, wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"{context.find_root().info_name} {version('secur-e-health')}")
+        raise typer.Exit
+
+
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def command_line(name: str, what: str) -> typer.Typer:
+    """The frame of a command line program: help, and `--version`.
+
+    Args:
+        name: The program's name.
+        what: What it is, in one sentence.
+    """
+    app = typer.Typer(name=name, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+    app.callback(help=what)(_options)
+    return app
 
 
 def render_error(error: SecureHealthError, *, colour: bool = False) -> str:
