@@ -116,9 +116,7 @@ class SecureAggregation:
         left = _OpenAttempt.load(self._file)
         if left is None or left.round != task.round:
             return 1, None
-        self._ensure_keys(task, exchange)
-        dead = self._session.reopen(left.round, left.attempt, left.context, left.cohort)
-        certificate = self._abort(task, dead, exchange)
+        certificate = self._prove_dead(task, left, exchange)
         if certificate is None:
             raise _round_failed(task.round, left.attempt)
         return left.attempt + 1, certificate
@@ -185,11 +183,30 @@ class SecureAggregation:
         if certificate is not None:
             return certificate
         try:
-            frames = dict.fromkeys(server.attempt.cohort, server.abort_request())
+            server.abort_request()
         except PeerProtocolError:  # nodes were asked to reveal already: nothing can be taken back
             return None
-        self._hear(task, exchange, frames, server.receive_agreement, wait=False)
-        return server.abort_certificate()
+        attempt = server.attempt
+        left = _OpenAttempt(attempt.round_number, attempt.attempt, attempt.context, attempt.cohort)
+        return self._prove_dead(task, left, exchange)
+
+    def _prove_dead(self, task: RoundTask, left: _OpenAttempt, exchange: Exchange) -> AbortCertificate | None:
+        """Have an attempt given up under the keys that hospitals sign with now: those that restarted have others.
+
+        The next attempt needs new keys from all in any case, and the same hospitals.
+
+        Raises:
+            NetworkError: One of them is gone.
+        """
+        begin_s = exchange.clock.monotonic_s()
+        self._ensure_keys(task, exchange)
+        gone = set(left.cohort) - set(self._session.ready_sites())
+        if gone:
+            raise missing_sites(sorted(gone), within_s=task.deadline_s - begin_s, round_number=task.round)
+        dead = self._session.reopen(left.round, left.attempt, left.context, left.cohort)
+        frames = dict.fromkeys(left.cohort, dead.abort_request())
+        self._hear(task, exchange, frames, dead.receive_agreement, wait=False)
+        return dead.abort_certificate()
 
     def _hear(
         self,

@@ -110,12 +110,29 @@ def test_a_restarted_hospital_gets_new_keys_and_the_round_a_second_attempt(tmp_p
     assert [record["attempts"] for record in result["history"]] == [1, 2, 1]
 
 
-def test_a_coordinator_killed_in_mid_round_is_started_again_and_ends_the_study(tmp_path: Path) -> None:
-    federation = Federation(tmp_path)
+CONTINUING = {"dropout": "continue", "accept_differencing": True, "minimum_sites": 3}
 
-    class KilledError(BaseException):
-        """As SIGKILL: nothing is tidied up."""
 
+@pytest.mark.parametrize("terms", [{}, CONTINUING], ids=["wait", "continue"])
+def test_hospitals_that_restart_together_are_blamed_for_nothing_and_the_round_is_tried_again(
+    tmp_path: Path, terms: dict[str, Any]
+) -> None:
+    federation = Federation(tmp_path, secagg=terms)
+    for site in ("hospital-b", "hospital-c"):
+        federation.sites[site].restart_before.add((Stage.MASKED_INPUT, 2, 1))
+    result = federation.run()
+    np.testing.assert_allclose(federation.trained(), 1.0 + 3 * MEAN, atol=2e-3)
+    assert [record["attempts"] for record in result["history"]] == [1, 2, 1]
+    # They sign with other session keys now, and gave the attempt up under those.
+    assert federation.events("faulty") == []
+
+
+class KilledError(BaseException):
+    """As SIGKILL: nothing is tidied up."""
+
+
+def _run_until_killed(federation: Federation) -> None:
+    """The coordinator dies when it reads an answer of hospital-c in round 2."""
     site = federation.sites["hospital-c"]
 
     def deadly(frame: Frame) -> Any:  # noqa: ANN401 - whatever the site says
@@ -127,9 +144,28 @@ def test_a_coordinator_killed_in_mid_round_is_started_again_and_ends_the_study(t
     answers: dict[str, Callable[[Frame], Any]] = {name: one.answer for name, one in federation.sites.items()}
     with pytest.raises(KilledError):
         federation.run(ScriptedLine.of(federation.clock, answers | {"hospital-c": deadly}))
+
+
+def test_a_coordinator_killed_in_mid_round_is_started_again_and_ends_the_study(tmp_path: Path) -> None:
+    federation = Federation(tmp_path)
+    _run_until_killed(federation)
     result = federation.run()
     np.testing.assert_allclose(federation.trained(), 1.0 + 3 * MEAN, atol=2e-3)
     assert [record["attempts"] for record in result["history"]] == [1, 2, 1]
+
+
+def test_an_open_attempt_needs_all_its_hospitals_to_be_given_up_and_tried_again(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, secagg=CONTINUING, round_deadline_s=5.0)
+    _run_until_killed(federation)
+    without_d = ScriptedLine.of(federation.clock, {name: one.answer for name, one in federation.sites.items()})
+    without_d.sites["hospital-d"].away = ((0.0, float("inf")),)
+    # The others trained on this model with it; on a second cohort they would tell its update.
+    with pytest.raises(SecureHealthError) as caught:
+        federation.run(without_d)
+    assert caught.value.code == "coordinator.deadline_missed"
+    assert "hospital-d" in caught.value.sentence
+    assert federation.run()["rounds"] == 3
+    np.testing.assert_allclose(federation.trained(), 1.0 + 3 * MEAN, atol=2e-3)
 
 
 def test_a_silent_hospital_pauses_a_study_that_waits_and_nothing_is_summed(tmp_path: Path) -> None:
