@@ -195,5 +195,5 @@ def _not_accepted(what: str) -> PeerProtocolError:
     return PeerProtocolError(
         "statements.not_accepted",
         f"A node's statement does not count: {what}.",
-        next_step="Nothing was done with it. If the node is known, its technician sees the same in `seh-agent doctor`.",
+        next_step="Nothing was done with it. If the node is known, its technician sees the same in `seh-agent status`.",
     )

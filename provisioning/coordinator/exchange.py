@@ -305,7 +305,7 @@ def missing_sites(sites: Sequence[str], *, within_s: float, round_number: int) -
     return NetworkError(
         "coordinator.deadline_missed",
         f"No answer in round {round_number} within {within_s:g} s from: {', '.join(sorted(sites))}.",
-        next_step="Ask these sites to check their box with `seh-agent doctor`, then resume the study; nothing is lost.",
+        next_step="Ask these sites to check their box with `seh-agent status`, then resume the study; nothing is lost.",
         sites=sorted(sites),
         round=round_number,
     )

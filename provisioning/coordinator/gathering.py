@@ -122,7 +122,7 @@ def _not_gathered(absent: set[str], refusals: Mapping[str, Refusal], *, within_s
     named = [f"{site} ({refusals[site].value})" if site in refusals else site for site in sorted(absent)]
     steps = sorted({NEXT_STEPS[refusals[site]] for site in absent if site in refusals})
     if absent - refusals.keys():
-        steps.append("Ask the absent sites to check their box with `seh-agent doctor`.")
+        steps.append("Ask the absent sites to check their box with `seh-agent status`.")
     return NetworkError(
         "coordinator.not_gathered",
         f"The study could not begin within {within_s:g} s: not there, or not willing: {', '.join(named)}.",
@@ -135,7 +135,7 @@ def _too_few(present: set[str], needed: int, *, round_number: int) -> NetworkErr
     return NetworkError(
         "coordinator.too_few_sites",
         f"Round {round_number} needs {needed} sites, and {len(present)} are there.",
-        next_step="Ask the missing sites to check their box with `seh-agent doctor`, then resume the study.",
+        next_step="Ask the missing sites to check their box with `seh-agent status`, then resume the study.",
         present=sorted(present),
         round=round_number,
     )

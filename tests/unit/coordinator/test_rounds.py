@@ -221,7 +221,7 @@ def test_a_study_that_never_gathers_says_who_is_missing_and_why(tmp_path: Path) 
 
     (paused,) = rig.events("paused")
     assert "fetched it" in paused["next_step"]
-    assert "doctor" in paused["next_step"]
+    assert "seh-agent status" in paused["next_step"]
 
 
 def test_a_round_past_its_deadline_pauses_the_study_and_it_resumes_there(tmp_path: Path) -> None:
