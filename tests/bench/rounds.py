@@ -91,7 +91,7 @@ def stock_rounds(place: Path, *, parameters: int = PARAMETERS, rounds: int = STO
     times = place / "times"
     with RunningSuperLink.start(place / "superlink") as superlink, ExitStack() as stack:
         for number in range(len(SITES)):
-            stack.enter_context(_stock_node(place / f"node-{number}", superlink))
+            stack.enter_context(stock_node(place / f"node-{number}", superlink))
         config: dict[str, str | int | float | bool] = {
             "parameters": parameters,
             "rounds": rounds,
@@ -107,8 +107,9 @@ def stock_rounds(place: Path, *, parameters: int = PARAMETERS, rounds: int = STO
 
 
 @contextmanager
-def _stock_node(place: Path, superlink: RunningSuperLink) -> Iterator[None]:
-    place.mkdir()
+def stock_node(place: Path, superlink: RunningSuperLink) -> Iterator[None]:
+    """Flower's own SuperNode, registered and running, at Flower's own pace; `place` is to be made."""
+    place.mkdir(parents=True)
     key = ec.generate_private_key(ec.SECP256R1())
     register_quickly(superlink, key.public_key(), name=place.name)
     key_file = place / "node.key"

@@ -7,33 +7,28 @@ nothing: what is measured is what protection and transport cost.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
-from provisioning.authority.superlink import flower_environment
 from provisioning.coordinator.directory import CoordinatorDirectory, CoordinatorSettings
 from provisioning.coordinator.fab import launch_run
-from provisioning.coordinator.progress import read_events
+from provisioning.coordinator.progress import read_events, seconds_between
+from tests.bench.rounds import stock_node
 from tests.bench.table import Row, Target, at_most
 from tests.simulators.hospital import install_study
-from tests.simulators.played_node import register_quickly
 from tests.simulators.played_study import study_files
 from tests.simulators.secure_consortium import ROWS, SecureConsortium, quick_settings, serverapps
-from tests.simulators.superlink import RunningSuperLink, SimulatorError, free_port, wait_until
+from tests.simulators.superlink import RunningSuperLink, SimulatorError, wait_until
 
 NODES = 4
 PARAMETERS = 1_000_000
 ROUNDS = 6
-"""Of each study; the first, with its keys and cold caches, is not counted."""
+"""Of each study; timed from the end of one to the end of the next, so the first, with its keys, is not counted."""
 TURNS = (("plain", "secure"), ("secure", "plain"))
 """What runs after what: both kinds get both places, so that a machine that slows down favours neither."""
 STUDY_LIMIT_S = 300.0
@@ -95,7 +90,7 @@ def measure_stock(place: Path) -> list[float]:
     report = _made(place) / "report.json"
     with RunningSuperLink.start(_made(place / "superlink")) as superlink, ExitStack() as nodes:
         for number in range(NODES):
-            nodes.enter_context(_stock_node(superlink, place, f"stock-{number}"))
+            nodes.enter_context(stock_node(place / f"node-{number}", superlink))
         config: dict[str, str | int | float | bool] = {
             "parameters": PARAMETERS,
             "rounds": STOCK_ROUNDS,
@@ -140,42 +135,7 @@ def _run_study(superlink: RunningSuperLink, directory: CoordinatorDirectory) -> 
     wait_until(directory.result.exists, limit_s=STUDY_LIMIT_S, what=f"the study in {directory.path.name} ends")
     wait_until(lambda: not serverapps(superlink), limit_s=60, what="its coordinator ends")
     rounds = [event for event in read_events(directory.progress)[0] if event["event"] == "round"]
-    return [float(str(event["seconds"])) for event in rounds if event["kind"] == "train"][1:]
-
-
-@contextmanager
-def _stock_node(superlink: RunningSuperLink, place: Path, name: str) -> Iterator[None]:
-    """A stock SuperNode, registered and running."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    file = place / f"{name}.pem"
-    file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
-    register_quickly(superlink, key.public_key(), name=name)
-    tls = superlink.settings.files
-    command = [str(Path(sys.executable).parent / "flower-supernode"), "--superlink", superlink.address]
-    command += ["--root-certificates", str(tls.root), "--auth-supernode-private-key", str(file)]
-    # The SuperNode's apps talk to it over a port of its own.
-    command += ["--port", str(free_port()), "--ssl-certfile", str(tls.certificate), "--ssl-keyfile", str(tls.key)]
-    command += ["--ssl-ca-certfile", str(tls.root)]
-    home = _made(place / f"{name}-home")
-    with (place / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen(
-            command,
-            cwd=home,
-            env=flower_environment(home),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(10)
+    return [seconds_between(earlier, later) for earlier, later in pairwise(rounds[:ROUNDS])]
 
 
 def _made(directory: Path) -> Path:
