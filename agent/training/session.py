@@ -135,10 +135,10 @@ def _map_vector(descriptor: int, model: ModelFile) -> FloatVector:
 
 
 def _read(descriptor: int, limit: int) -> bytes:
-    """Read a file from its beginning, one byte beyond the limit at most."""
+    """Read a file whole, or one byte beyond the limit."""
     with os.fdopen(descriptor, "rb") as file:
-        file.seek(0)
-        return file.read(limit + 1)
+        # A read of the limit's size would hold that much memory from the start.
+        return file.read(min(os.fstat(descriptor).st_size, limit) + 1)
 
 
 def _threads(start: Message) -> int:

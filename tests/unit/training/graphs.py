@@ -70,3 +70,18 @@ def wide(parameters: int, *, width: int) -> bytes:
         helper.make_node("Add", ["z", "s"], ["y"]),
     ]
     return onnx_file(nodes, stored, row=[width], output="y")
+
+
+def laden(parameters: int, *, width: int) -> bytes:
+    """A linear model that carries many parameters and computes little with them."""
+    stored: dict[str, Array] = {
+        "weight": np.zeros((width, 1), np.float32),
+        "bias": np.zeros(1, np.float32),
+        "load": np.zeros(parameters - width - 1, np.float32),
+    }
+    nodes = [
+        helper.make_node("Gemm", ["x", "weight", "bias"], ["z"]),
+        helper.make_node("ReduceMean", ["load"], ["mean"], keepdims=0),
+        helper.make_node("Add", ["z", "mean"], ["y"]),
+    ]
+    return onnx_file(nodes, stored, row=[width], output="y")
