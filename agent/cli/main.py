@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from agent.cli import key, study
+from agent.cli import data, key, study
 from agent.cli.run import run, status
 from agent.core.terminal import command_line, run_command
 
 app = command_line("seh-agent", "The agent of a Secur-e-Health box.")
 app.command()(run)
 app.command()(status)
+app.add_typer(data.app)
 app.add_typer(key.app)
 app.add_typer(study.app)
 
