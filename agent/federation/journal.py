@@ -34,7 +34,7 @@ class FileJournal:
         Raises:
             HardwareError: The files are damaged: the disk cannot be trusted with this study.
         """
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _make_directory(directory)
         self._directory = directory
         self._attempts: dict[tuple[int, int], AttemptRecord] = {}
         self._cohorts: dict[bytes, tuple[str, ...]] = {}
@@ -88,24 +88,21 @@ class FileJournal:
         elif path.read_bytes() != configuration:
             raise broken_rule("other moments than in an earlier round")
 
-    def pause(self, run: bytes, code: str) -> None:
-        """Let nothing of this study begin here in any other run than `run`, until somebody has looked."""
-        self._store("paused.json", json.dumps({"run": run.hex(), "code": code}).encode())
+    def pause(self, code: str) -> None:
+        """Let no further run of this study begin here until somebody has looked."""
+        self._store("paused.json", json.dumps({"code": code}).encode())
 
-    def check_not_paused(self, run: bytes) -> None:
+    def check_not_paused(self) -> None:
         """Check that no earlier run left the study paused here.
 
         Raises:
             OperatorError: It did.
         """
         path = self._directory / "paused.json"
-        if not path.exists():
-            return
-        paused = json.loads(path.read_bytes())
-        if paused["run"] != run.hex():
+        if path.exists():
             raise OperatorError(
                 "rounds.study_paused",
-                f"This study failed here in an earlier run ({paused['code']}) and is paused on this box.",
+                f"This study failed here in an earlier run ({json.loads(path.read_bytes())['code']}) and is paused.",
                 next_step="Look at the log of that run, mend the cause, then run `seh-agent study resume`.",
                 directory=self._directory.name,
             )
@@ -186,6 +183,15 @@ def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+def _make_directory(directory: Path) -> None:
+    """Make a directory that outlives a power cut, with all that leads to it."""
+    if directory.is_dir():
+        return
+    _make_directory(directory.parent)
+    directory.mkdir(exist_ok=True, mode=0o700)
+    _sync_directory(directory.parent)
 
 
 def _sync_directory(directory: Path) -> None:

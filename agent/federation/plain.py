@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Literal, cast
 
@@ -90,18 +89,22 @@ def parse_moments(study: Study, value: object) -> Mapping[str, Moments] | None:
     names = {spec.name for spec in study.data.features if spec.kind is FieldKind.NUMBER}
     if not isinstance(value, dict) or value.keys() != names:
         raise broken_rule("moments that are not exactly those of the study's number fields")
-    return {name: _parse_pair(pair) for name, pair in value.items()}
+    bounds = {spec.name: (spec.minimum or 0.0, spec.maximum or 0.0) for spec in study.data.features}
+    return {name: _parse_pair(pair, *bounds[name]) for name, pair in value.items()}
 
 
-def _parse_pair(pair: object) -> Moments:
+def _parse_pair(pair: object, minimum: float, maximum: float) -> Moments:
     if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(item, (int, float)) for item in pair):
         raise broken_rule("moments that are not pairs of numbers")
     try:
         mean, deviation = float(pair[0]), float(pair[1])
     except OverflowError:
         raise broken_rule("moments beyond all numbers") from None
-    if not (math.isfinite(mean) and math.isfinite(deviation) and deviation > 0):
-        raise broken_rule("moments that are not finite, or a deviation that is not positive")
+    # What sums of values within the field's bounds can yield; anything else would be a zoom on chosen rows.
+    span = maximum - minimum
+    slack = 1e-3 * span
+    if not (minimum - slack <= mean <= maximum + slack and 0.9e-6 * span <= deviation <= span / 2 + slack):
+        raise broken_rule("moments that no rows within the field's bounds have")
     return Moments(mean, deviation)
 
 

@@ -107,14 +107,25 @@ class SecureHandler:
     def _advertise(self, run: StudyRun, frame: Frame) -> Frame:
         """Leg 0, always with a fresh session: its certificate is then the newest, its secrets are the run's alone."""
         wanted = parse_advertise_request(frame.header, frame.payload).run
+        before = self._open.get(run.folder.digest)
         study = self._begin(run)
         try:
             check_privacy(aggregation_terms(run.study, run.folder.digest))
-            study.journal.check_not_paused(wanted)
         except OperatorError as error:
             raise RefusedError(Refusal.NOT_PERMITTED, error) from error
+        if before is None or before.run != wanted:
+            self._check_not_paused(run, study)
         study.run = wanted
         return study.session.advertise(frame)
+
+    def _check_not_paused(self, run: StudyRun, study: _OpenStudy) -> None:
+        """Refuse a run after one that failed on data; a run under way goes on, with nothing to add."""
+        try:
+            study.journal.check_not_paused()
+        except OperatorError as error:
+            # The cause depends on data, and so the word is the one that says no more.
+            self.forget(run)
+            raise RefusedError(Refusal.DECLINED, error) from error
 
     def _begin(self, run: StudyRun) -> _OpenStudy:
         settings = self._settings
@@ -142,7 +153,7 @@ class SecureHandler:
         contribution = self._contribute(run, study, accepted, moments)
         upload = study.session.masked_input(contribution)
         if upload.declined is not None and contribution is not None:
-            self._pause(run, study, upload.declined)
+            self._pause(run, study, "rounds.not_encodable")
         log.info(
             "masked_input_sent",
             study=run.study.id,
@@ -179,7 +190,11 @@ class SecureHandler:
 
     def _pause(self, run: StudyRun, study: _OpenStudy, code: str, *, error: SecureHealthError | None = None) -> None:
         log.error("study_paused", study=run.study.id, cause=code, error=error)
-        study.journal.pause(study.run, code)
+        try:
+            study.journal.pause(code)
+        except OSError as failure:
+            # The answer must not show that something failed here; the next start finds no pause, and tries again.
+            log.exception("pause_not_kept", study=run.study.id, cause=str(failure))
 
 
 def journal_directory(state: Path, study_digest: str, dataset: str) -> Path:

@@ -341,8 +341,12 @@ class NodeSession:
         record = self._journal.latest_attempt()
         last = (record.round_number, record.attempt) if record else None
         rules.check_turn(last, turn, same_attempt=True)
-        if record is None or last != turn:
+        if record is None or record.round_number != frame.round:
             record = AttemptRecord(*turn, context, (), NO_DIGEST)
+        elif last != turn:
+            # An attempt that we never saw: nothing may be given up, and so tried again, once survivors were agreed to.
+            rules.check_undecided(record.lock)
+            record = AttemptRecord(*turn, context, record.sites, record.model)
         if context not in {b"", record.context} or not record.context:
             raise refusals.foreign_context()
         lock = rules.settle_lock(record.lock, rules.ABORT_LOCK)

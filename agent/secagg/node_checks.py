@@ -85,6 +85,8 @@ def check_turn(
         raise refusals.unknown_round(frame.round)
     last = (record.round_number, record.attempt) if record else None
     rules.check_turn(last, (frame.round, frame.attempt))
+    if record is not None and record.round_number == frame.round:
+        rules.check_undecided(record.lock)
     if frame.attempt > 1:
         _check_abort(terms, frame, request, peers)
         if record is not None and record.round_number == frame.round:

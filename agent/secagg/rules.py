@@ -103,6 +103,16 @@ def revealed_slots(cohort: Collection[str], survivors: Collection[str], dealer: 
     return (dealer, *vanished_sites(cohort, survivors))
 
 
+def check_undecided(lock: bytes) -> None:
+    """Check that no attempt of a round was agreed to: its sum may be out, so the round is over, whatever comes later.
+
+    Raises:
+        PeerProtocolError: Survivors were locked.
+    """
+    if lock not in {OPEN_LOCK, ABORT_LOCK}:
+        raise refusals.locked_on_survivors()
+
+
 def check_turn(last: tuple[int, int] | None, wanted: tuple[int, int], *, same_attempt: bool = False) -> None:
     """Check (round, attempt) against the last one used: a later round, or the next attempt or any later of the same.
 
@@ -131,6 +141,11 @@ def check_step(terms: Terms, before: Floats, after: Floats, *, rounds: int) -> N
     Raises:
         PeerProtocolError: It moved too far, or is not finite.
     """
+    if rounds == 0:
+        # By bytes: a zero of the other sign would be the same number, and another model to the cohorts' memory.
+        if after.tobytes() != before.tobytes():
+            raise refusals.model_step(rounds)
+        return
     squares = 0.0
     for low in range(0, len(after), _STEP_RUN):
         with np.errstate(over="ignore", invalid="ignore"):

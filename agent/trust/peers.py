@@ -7,7 +7,7 @@ import hashlib
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent.core.clock import Clock
-from agent.core.errors import PeerProtocolError
+from agent.core.errors import OperatorError, PeerProtocolError
 from agent.core.ids import SiteID
 from agent.secagg import refusals
 from agent.statements.chain import NodeRecord, TrustView, verify_session
@@ -36,8 +36,14 @@ class PinnedPeers:
         Args:
             roster: Pinned; it names the coordinator's key.
             clock: For certificates' times.
+
+        Raises:
+            OperatorError: A site has several nodes: each could answer the same round, and the site would count twice.
         """
         self._clock = clock
+        for site, nodes in roster.sites.items():
+            if len(nodes) > 1:
+                raise _two_nodes(site)
         records = {
             node.root.key_id: NodeRecord(site, node_name(node.root.key_id), node.root)
             for site, nodes in roster.sites.items()
@@ -59,3 +65,11 @@ class PinnedPeers:
         if session.record.site != SiteID(site) or not isinstance(session.public_key.curve, ec.SECP256R1):
             raise refusals.untrusted_certificate(site)
         return session.public_key
+
+
+def _two_nodes(site: str) -> OperatorError:
+    return OperatorError(
+        "roster.two_nodes",
+        f"The roster names several nodes of {site}; secure aggregation counts sites, and takes one node each.",
+        next_step="Leave one node of that site in the roster, and install it on every box.",
+    )

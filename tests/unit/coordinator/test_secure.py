@@ -209,7 +209,7 @@ def test_a_worker_that_breaks_uploads_a_masked_nothing_and_pauses_the_study_ther
     with pytest.raises(SecureHealthError) as caught:
         federation.run()
     assert caught.value.code == "coordinator.refused"
-    assert caught.value.details["refusal"] == "not-permitted"
+    assert caught.value.details["refusal"] == "declined"
 
 
 def test_secure_aggregation_without_roster_or_key_is_refused(tmp_path: Path) -> None:
