@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from tests.demo.scores import mean_scores
 from tests.demo.summary import Centre, Summary
@@ -73,16 +74,21 @@ def _cautions(summary: Summary) -> list[str]:
     thin = [centre for centre in summary.centres if _is_thin(centre)]
     if not thin:
         return []
-    rest = [centre.scores for centre in summary.centres if not _is_thin(centre)]
-    without = ""
-    if rest:
-        alone, federated = (mean_scores(scores.by(method) for scores in rest).auc for method in ("alone", "federated"))
-        those = "it" if len(thin) == 1 else "them"
-        without = f" Without {those} the mean AUC is {alone:.3f} alone, {federated:.3f} federated."
-    named = ", ".join(f"{centre.name} ({_rarer(centre)} of {centre.held_out})" for centre in thin)
     if len(thin) > 3:
         named = f"{count_word(len(thin))} of {count_word(len(summary.centres))} hospitals"
-    return [f"Too few held-out patients of the rarer outcome to read a single AUC: {named}.{without}"]
+        return [f"Too few held-out patients of the rarer outcome to read a single AUC: {named}. Read the mean."]
+    named = ", ".join(f"{centre.name} ({_rarer(centre)} of {centre.held_out})" for centre in thin)
+    return [f"Too few held-out patients of the rarer outcome to read a single AUC: {named}.{_without(summary, thin)}"]
+
+
+def _without(summary: Summary, thin: Sequence[Centre]) -> str:
+    """The mean AUC of the other hospitals."""
+    rest = [centre.scores for centre in summary.centres if centre not in thin]
+    if not rest:
+        return ""
+    alone, federated = (mean_scores(scores.by(method) for scores in rest).auc for method in ("alone", "federated"))
+    those = "it" if len(thin) == 1 else "them"
+    return f" Without {those} the mean AUC is {alone:.3f} alone, {federated:.3f} federated."
 
 
 def _rarer(centre: Centre) -> int:

@@ -18,13 +18,13 @@ from tests.demo.summary import METHODS, Centre, Compared, RoundRecord, Summary
 
 NOTHING = "\N{EN DASH}"
 PAGE = Path(__file__).parent / "page"
-KEY_NAMES = {
-    "tpm": "P-256, born in the box's TPM 2.0 (here a software TPM); it never leaves it",
-    "software": "P-256 in a file: for development only, no hardware holds it",
-    "piv": "P-256 on a PIV smartcard; it never leaves it",
-    "fido2": "session key certified by a FIDO2 security key",
+KEY_NAMES = {"tpm": "TPM", "software": "software", "piv": "smartcard", "fido2": "security key"}
+KEY_WORDS = {
+    "tpm": "a P-256 key, born in the box's own TPM 2.0 (here a software TPM), which it never leaves",
+    "software": "a P-256 key in a file: for development only, no hardware holds it",
+    "piv": "a P-256 key on a PIV smartcard, which it never leaves",
+    "fido2": "a FIDO2 security key, which certified a session key after a touch",
 }
-CHIP_KEY_NAMES = {"tpm": "TPM", "software": "software", "piv": "smartcard", "fido2": "security"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,7 @@ def render_report(summary: Summary, *, outcome: str, citation: str) -> str:
         seen=_seen(summary),
         protocol=_protocol(summary),
         boxes=[_box_row(centre) for centre in centres],
+        key_sentence=_key_sentence(summary),
         phases=_phases(summary),
         seconds=f"{summary.seconds:.1f}",
         round_median=f"{median([record.seconds for record in summary.log] or [0.0]):.2f}",
@@ -103,7 +104,7 @@ def _lead(summary: Summary, outcome: str) -> str:
 
 
 def _chips(summary: Summary) -> list[dict[str, str]]:
-    keys = ", ".join(f"{count} {CHIP_KEY_NAMES.get(kind, kind)}" for kind, count in summary.key_kinds.items())
+    keys = ", ".join(f"{count} {KEY_NAMES.get(kind, kind)}" for kind, count in summary.key_kinds.items())
     secure = ("secure aggregation", "good") if summary.secure else ("plain aggregation: comparison only", "warn")
     chips = [
         (f"{len(summary.centres)} hospitals", ""),
@@ -260,6 +261,12 @@ def _box_row(centre: Centre) -> dict[str, object]:
     key = KEY_NAMES.get(centre.key_kind, centre.key_kind)
     rows = {"trained": centre.trained, "held_out": centre.held_out, "positives": centre.positives}
     return {"name": centre.name, "key": key, **rows}
+
+
+def _key_sentence(summary: Summary) -> str:
+    """What stands behind the hospitals' identities."""
+    parts = [f"{count_word(count)} with {KEY_WORDS.get(kind, kind)}" for kind, count in summary.key_kinds.items()]
+    return f"Each box proves to the SuperLink and to its peers who it is: {'; '.join(parts)}."
 
 
 def _phases(summary: Summary) -> list[dict[str, object]]:

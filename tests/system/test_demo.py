@@ -86,6 +86,10 @@ def test_four_hospitals_train_one_model_and_the_report_tells_of_it(tmp_path: Pat
     assert summary["log"][-1]["loss"] == pytest.approx(summary["overall"]["federated"]["log_loss"], abs=1e-4)
     assert summary["log"][-1]["accuracy"] == pytest.approx(summary["overall"]["federated"]["accuracy"], abs=1e-6)
 
+    result = json.loads((tmp_path / "consortium" / "coordinator" / "result.json").read_text(encoding="utf-8"))
+    assert set(result["moments"]) == {"age", "trestbps", "chol", "thalach", "oldpeak"}
+    assert result["model_digest"] == summary["model_sha256"]
+
     model = Path(summary["model"]).read_bytes()
     assert hashlib.sha256(model).hexdigest() == summary["model_sha256"]
     assert np.abs(parse_model(model).parameters).max() > 0.05

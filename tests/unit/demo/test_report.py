@@ -55,6 +55,20 @@ def test_a_hospital_with_too_few_of_one_outcome_is_named_and_left_out_beside() -
     assert "Without it the mean AUC is 0.800 alone, 0.820 federated" in text
 
 
+def test_where_every_hospital_is_thin_or_many_are_the_mean_stands() -> None:
+    few = [runs.centre(name, 0.5, 0.9, positives=88) for name in ("a", "b")]
+    assert "Without" not in " ".join(findings(runs.summary(*few)))
+    many = [runs.centre(name, 0.5, 0.9, positives=88) for name in "abcd"]
+    assert "four of four hospitals. Read the mean." in " ".join(findings(runs.summary(*many)))
+
+
+def test_keys_of_several_kinds_are_counted_and_explained() -> None:
+    mixed = runs.summary(runs.centre("a", 0.8, 0.9), runs.centre("b", 0.8, 0.9, key_kind="software"))
+    text = render_report(mixed, outcome="x", citation="y")
+    assert "keys: 1 TPM, 1 software" in text
+    assert "one with a P-256 key in a file: for development only" in text
+
+
 def test_the_summary_is_json_without_nan(tmp_path: Path) -> None:
     path = tmp_path / "out" / "summary.json"
     store_summary(path, runs.summary())
