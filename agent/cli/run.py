@@ -31,7 +31,7 @@ def status(config: ConfigOption = DEFAULT_CONFIG) -> None:
         raise OperatorError(
             "cli.not_running",
             "No agent runs on this box.",
-            next_step="Start it: systemctl start seh-agent (or seh-agent run).",
+            next_step="Start it: `seh-agent run`, or let your service manager do so.",
         )
     typer.echo(f"{current.link}, node {current.node_id or 'not known yet'}")
     if current.answering:

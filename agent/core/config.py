@@ -5,7 +5,7 @@
     state_directory = "/var/lib/secur-e-health"
 
     [superlink]
-    address = "superlink.example.org:9092"
+    address = "superlink.example.org:8000"
     root_certificates = "/etc/secur-e-health/root.pem"
 
     [key]
@@ -203,7 +203,8 @@ def load_config(path: Path) -> AgentConfig:
         raise OperatorError(
             "config.unreadable",
             f"The configuration {path} cannot be read: {error.strerror}.",
-            next_step="Name the file with --config, and check its permissions.",
+            next_step="Write it (docs/technician.md shows one) or name another with --config; if it is there, check its "
+            "permissions.",
         ) from error
     if len(data) > MAX_CONFIG_BYTES:
         raise _invalid(f"it is larger than {MAX_CONFIG_BYTES} bytes")

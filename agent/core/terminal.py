@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import textwrap
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ import click
 import typer
 
 from agent.core.errors import Fault, SecureHealthError
+from agent.core.logging import configure_logging
 
 EXIT_STATUS: Mapping[Fault, int] = MappingProxyType(
     {Fault.SOFTWARE: 1, Fault.OPERATOR: 2, Fault.PEER: 3, Fault.HARDWARE: 4, Fault.NETWORK: 5}
@@ -81,6 +83,7 @@ def run_command(command: Callable[[], object], *, stream: TextIO | None = None) 
         stream: Where failures are shown; standard error by default.
     """
     target = stream or sys.stderr
+    configure_logging(level=logging.WARNING)
     try:
         result = command()
     except SecureHealthError as error:

@@ -103,7 +103,7 @@ class FileJournal:
             raise OperatorError(
                 "rounds.study_paused",
                 f"This study failed here in an earlier run ({json.loads(path.read_bytes())['code']}) and is paused.",
-                next_step="Look at the log of that run, mend the cause, then run `seh-agent study resume`.",
+                next_step="Look at the log of that run, mend the cause, then run `seh-agent study resume STUDY`.",
                 directory=self._directory.name,
             )
 

@@ -210,7 +210,7 @@ class SessionKeeper:
 
     def _wants_person(self, expires_s: int | None) -> SessionStatus:
         presence = self._root.presence()
-        next_step = presence.next_step or "Confirm on the console, or run `seh-agent key test`, and touch the key."
+        next_step = presence.next_step or "Run `seh-agent key test` at the box, and touch the key."
         sentence = f"{presence.device} must vouch for this box again, and that takes a person."
         if presence.state is PresenceState.ABSENT:
             sentence = f"{presence.device} is needed to vouch for this box again, and is not there."

@@ -77,8 +77,10 @@ def progress(directory: DirectoryArgument) -> None:
             typer.echo(
                 f"round {event['round']}: loss {event['loss']}, AUC {event['auc']}, {len(_sites(event))} hospitals"
             )
-    if events:
-        typer.echo(f"last event: {events[-1]['event']}")
+    if not events:
+        typer.echo("Nothing has happened here yet; `seh-provision coordinator run` starts it.")
+        return
+    typer.echo(f"last event: {events[-1]['event']}")
 
 
 def _sites(event: dict[str, object]) -> list[object]:
