@@ -203,8 +203,7 @@ def load_config(path: Path) -> AgentConfig:
         raise OperatorError(
             "config.unreadable",
             f"The configuration {path} cannot be read: {error.strerror}.",
-            next_step="Write it (docs/technician.md shows one) or name another with --config; if it is there, check its "
-            "permissions.",
+            next_step="Write it (docs/technician.md shows one), or name another with --config; check its permissions.",
         ) from error
     if len(data) > MAX_CONFIG_BYTES:
         raise _invalid(f"it is larger than {MAX_CONFIG_BYTES} bytes")
