@@ -10,10 +10,11 @@ from typing import Protocol
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent.secagg.codec import Codec, codec_for
+from agent.secagg.exchange import TAG_BYTES
 from agent.secagg.messages import Bundle, UploadHeader
-from agent.secagg.rules import agreement_threshold
+from agent.secagg.rules import agreement_threshold, may_sum_part
 from agent.secagg.terms import Terms
-from agent.secagg.transcript import NO_DIGEST, Field, digest, digest_list, expand_key, frame_fields
+from agent.secagg.transcript import KEY_BYTES, NO_DIGEST, Field, digest, digest_list, expand_key, frame_fields
 
 Signer = Callable[[bytes], bytes]
 """Signs bytes: ECDSA over P-256 with SHA-256, DER."""
@@ -45,6 +46,7 @@ class Attempt:
         round_number, attempt: Which.
         cohort: Sites, sorted.
         threshold: T.
+        partial: Whether a part of the cohort may be summed, so that shares of pairwise seeds are dealt too.
         codec: Layout of its vectors.
         bundles: Digest of all keys.
         model: Digest of the model; zeros where the round has none.
@@ -55,10 +57,20 @@ class Attempt:
     attempt: int
     cohort: tuple[str, ...]
     threshold: int
+    partial: bool
     codec: Codec
     bundles: bytes
     model: bytes
     context: bytes
+
+    def slots(self, dealer: str) -> tuple[str, ...]:
+        """Whose seeds a dealer shares out, in order: b_i in its own place, s_ik in each other's, if they are needed."""
+        return self.cohort if self.partial else (dealer,)
+
+    @property
+    def sealed_bytes(self) -> int:
+        """Length of one sealed share."""
+        return len(self.slots(self.cohort[0])) * KEY_BYTES + TAG_BYTES
 
     @property
     def check_key(self) -> bytes:
@@ -80,6 +92,7 @@ def open_attempt(
     """Derive an attempt from a leg 1 request whose cohort was checked."""
     cohort = tuple(bundle.site for bundle in bundles)
     threshold = agreement_threshold(len(cohort), terms.colluders)
+    partial = may_sum_part(terms, cohort)
     codec = codec_for(terms, round_number=round_number, cohort=len(cohort), threshold=threshold)
     keys = bundles_digest(bundles)
     model_digest = digest("model", model) if len(model) else NO_DIGEST
@@ -96,11 +109,12 @@ def open_attempt(
         terms.colluders,
         terms.minimum_sites,
         threshold,
+        int(partial),
         terms.dropout.value,
         _BOUNDS.pack(terms.clip, terms.max_step_l2, terms.max_step_linf),
         frame_fields("codec", *codec.layout),
     )
-    return Attempt(round_number, attempt, cohort, threshold, codec, keys, model_digest, context)
+    return Attempt(round_number, attempt, cohort, threshold, partial, codec, keys, model_digest, context)
 
 
 def bundles_digest(bundles: Sequence[Bundle]) -> bytes:

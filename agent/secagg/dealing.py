@@ -1,14 +1,14 @@
 """Shares of one hospital's seeds for all hospitals of its cohort, with commitments that tell who lied.
 
-A dealer i shares, for each holder j, one 32-byte slot per hospital k of the cohort, in the cohort's order: slot k is a
-share of the pairwise seed s_ik, slot i a share of the self seed b_i. What j reveals later is checked against what i
-signed: a wrong share convicts its holder, right shares that recover a wrong seed convict the dealer.
+A dealer i shares, for each holder j, 32-byte slots: slot i is a share of its self seed b_i; where a part of the cohort
+may be summed, slot k is a share of the pairwise seed s_ik, in the cohort's order. What j reveals later is checked
+against what i signed: a wrong share convicts its holder, right shares of a wrong seed convict the dealer.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from agent.secagg.shamir import split_secret
@@ -19,43 +19,50 @@ _SLOT_PREFIX = b"secur-e-health/secagg/1/slot"
 
 @dataclass(frozen=True, slots=True)
 class HeldShares:
-    """What one holder has of one dealer: a slot per hospital of the cohort.
+    """What one holder has of one dealer.
 
     Args:
         dealer: Whose seeds they are shares of.
-        slots: len(cohort) shares of 32 bytes, in the cohort's order; never shown.
+        slots: By site, in the cohort's order, a share of 32 bytes; never shown.
     """
 
     dealer: str
-    slots: tuple[bytes, ...] = field(repr=False)
+    slots: Mapping[str, bytes] = field(repr=False)
 
-    def self_share(self, cohort: Sequence[str]) -> bytes:
+    @property
+    def self_share(self) -> bytes:
         """The share of b_i."""
-        return self.slots[cohort.index(self.dealer)]
+        return self.slots[self.dealer]
 
-    def rest(self, cohort: Sequence[str]) -> bytes:
+    @property
+    def rest(self) -> bytes:
         """Digest that stands for all slots but the self seed's."""
-        return rest_digest(slot_digest(share) for share in _without(self.slots, cohort.index(self.dealer)))
+        return rest_digest(slot_digest(share) for site, share in self.slots.items() if site != self.dealer)
+
+    @property
+    def plaintext(self) -> bytes:
+        """All slots, as they are sealed."""
+        return b"".join(self.slots.values())
 
 
 def deal_shares(
-    seeds: Mapping[str, bytes], *, dealer: str, cohort: Sequence[str], threshold: int, coefficients: bytes
+    seeds: Mapping[str, bytes], *, dealer: str, holders: int, threshold: int, coefficients: bytes
 ) -> tuple[HeldShares, ...]:
     """Share a dealer's seeds out.
 
     Args:
-        seeds: For each hospital of the cohort the seed of its slot: b_i for the dealer, else s_ik.
+        seeds: By site, in the cohort's order, the seed of its slot: b_i for the dealer, else s_ik.
         dealer: Our own site.
-        cohort: All sites, sorted.
+        holders: n.
         threshold: T.
-        coefficients: (T - 1) * n * 32 fresh uniform bytes.
+        coefficients: (T - 1) * len(seeds) * 32 fresh uniform bytes.
 
     Returns:
         One entry per hospital, in the cohort's order.
     """
-    secret = b"".join(seeds[site] for site in cohort)
-    rows = split_secret(secret, threshold=threshold, shares=len(cohort), coefficients=coefficients)
-    return tuple(HeldShares(dealer, cut_slots(row.tobytes())) for row in rows)
+    secret = b"".join(seeds.values())
+    rows = split_secret(secret, threshold=threshold, shares=holders, coefficients=coefficients)
+    return tuple(HeldShares(dealer, dict(zip(seeds, cut_slots(row.tobytes()), strict=True))) for row in rows)
 
 
 def cut_slots(plaintext: bytes) -> tuple[bytes, ...]:
@@ -76,7 +83,3 @@ def rest_digest(slot_digests: Iterable[bytes]) -> bytes:
 def share_commitment(context: bytes, dealer: str, holder: str, self_share: bytes, rest: bytes) -> bytes:
     """What the dealer signs about a holder's shares: the share of b_i, and the digest of the rest."""
     return digest("share-commitment", context, dealer, holder, self_share, rest)
-
-
-def _without(slots: tuple[bytes, ...], index: int) -> tuple[bytes, ...]:
-    return slots[:index] + slots[index + 1 :]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from agent.secagg.dealing import HeldShares, cut_slots, share_commitment, slot_digest
-from agent.secagg.exchange import TAG_BYTES, open_share
+from agent.secagg.exchange import open_share
 from agent.secagg.messages import RelayedUpload, Revelation
 from agent.secagg.rules import revealed_slots, vanished_sites
 from agent.secagg.transcript import KEY_BYTES, NO_DIGEST
@@ -31,11 +31,6 @@ class OpenedShares:
 
     held: tuple[HeldShares, ...] = field(repr=False)
     complaints: tuple[str, ...]
-
-
-def sealed_bytes(cohort: int) -> int:
-    """Length of one sealed share."""
-    return cohort * KEY_BYTES + TAG_BYTES
 
 
 def sealed_digest(ciphertext: bytes) -> bytes:
@@ -64,12 +59,12 @@ def open_held_shares(secrets: RoundSecrets, attempt: Attempt, survivors: Sequenc
     return OpenedShares(tuple(held), tuple(complaints))
 
 
-def reveal_complete(opened: OpenedShares, attempt: Attempt) -> Revelation:
+def reveal_complete(opened: OpenedShares) -> Revelation:
     """Shares of every self seed, where the whole cohort survived."""
     return Revelation(
         complaints=opened.complaints,
-        self_shares=b"".join(held.self_share(attempt.cohort) for held in opened.held),
-        rests=b"".join(held.rest(attempt.cohort) for held in opened.held),
+        self_shares=b"".join(held.self_share for held in opened.held),
+        rests=b"".join(held.rest for held in opened.held),
     )
 
 
@@ -79,14 +74,14 @@ def reveal_partial(secrets: RoundSecrets, attempt: Attempt) -> Revelation:
     pair_shares, hidden = [], []
     for held in secrets.opened.held:
         shown = revealed_slots(attempt.cohort, secrets.survivors, held.dealer)
-        for site, share in zip(attempt.cohort, held.slots, strict=True):
+        for site, share in held.slots.items():
             if site not in shown:
                 hidden.append(slot_digest(share))
             elif site != held.dealer:
                 pair_shares.append(share)
     return Revelation(
         complaints=secrets.opened.complaints,
-        self_shares=b"".join(held.self_share(attempt.cohort) for held in secrets.opened.held),
+        self_shares=b"".join(held.self_share for held in secrets.opened.held),
         pair_shares=b"".join(pair_shares),
         slot_digests=b"".join(hidden),
         own_seeds=b"".join(secrets.seeds[site] for site in vanished),
@@ -98,10 +93,9 @@ def _open_one(secrets: RoundSecrets, attempt: Attempt, relayed: RelayedUpload) -
     if dealer == holder:
         return secrets.own_shares
     plaintext = open_share(secrets.roots[dealer], attempt.context, dealer, holder, relayed.share)
-    if plaintext is None or len(plaintext) != len(attempt.cohort) * KEY_BYTES:
+    slots = attempt.slots(dealer)
+    if plaintext is None or len(plaintext) != len(slots) * KEY_BYTES:
         return None
-    held = HeldShares(dealer, cut_slots(plaintext))
-    commitment = share_commitment(
-        attempt.context, dealer, holder, held.self_share(attempt.cohort), held.rest(attempt.cohort)
-    )
+    held = HeldShares(dealer, dict(zip(slots, cut_slots(plaintext), strict=True)))
+    commitment = share_commitment(attempt.context, dealer, holder, held.self_share, held.rest)
     return held if commitment == relayed.upload.entry(attempt.cohort.index(holder))[1] else None

@@ -266,9 +266,7 @@ class NodeSession:
         opened = open_held_shares(secrets, attempt, request.survivors)
         self._state = after
         if verdict is rules.Verdict.COMPLETE:
-            reply = AgreeReply(
-                attempt.context, secrets.site, Answer.COMPLETE, revelation=reveal_complete(opened, attempt)
-            )
+            reply = AgreeReply(attempt.context, secrets.site, Answer.COMPLETE, revelation=reveal_complete(opened))
             self._drop_round()
         else:
             secrets.hold(opened, survivors, locked)

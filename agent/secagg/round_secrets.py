@@ -33,7 +33,7 @@ class RoundSecrets:
         self.site = site
         self.roots = roots
         self.seeds = seeds
-        self.own_shares = HeldShares(site, ())
+        self.own_shares = HeldShares(site, {})
         self.opened = OpenedShares((), ())
         self.survivors: frozenset[str] = frozenset()
         self.locked = b""
@@ -95,19 +95,18 @@ def mask_input(
     """
     add_masks(vector, secrets.masks(), workers=workers)
     site, context, cohort = secrets.site, attempt.context, attempt.cohort
-    coefficients = randomness((attempt.threshold - 1) * len(cohort) * KEY_BYTES)
-    dealt = deal_shares(
-        secrets.seeds, dealer=site, cohort=cohort, threshold=attempt.threshold, coefficients=coefficients
-    )
+    seeds = {slot: secrets.seeds[slot] for slot in attempt.slots(site)}
+    coefficients = randomness((attempt.threshold - 1) * len(seeds) * KEY_BYTES)
+    dealt = deal_shares(seeds, dealer=site, holders=len(cohort), threshold=attempt.threshold, coefficients=coefficients)
     entries, sealed, commitments = [], [], []
     for holder, shares in zip(cohort, dealt, strict=True):
-        commitment = share_commitment(context, site, holder, shares.self_share(cohort), shares.rest(cohort))
+        commitment = share_commitment(context, site, holder, shares.self_share, shares.rest)
         if holder == site:
             secrets.own_shares = shares
             entries += [NO_DIGEST, commitment]
             commitments.append(NO_DIGEST)
             continue
-        ciphertext = seal_share(secrets.roots[holder], context, site, holder, b"".join(shares.slots))
+        ciphertext = seal_share(secrets.roots[holder], context, site, holder, shares.plaintext)
         sealed.append(ciphertext)
         entries += [sealed_digest(ciphertext), commitment]
         commitments.append(seed_commitment(context, site, holder, secrets.seeds[holder]))

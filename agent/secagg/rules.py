@@ -60,10 +60,22 @@ def is_whole_blocks(terms: Terms, sites: Collection[str]) -> bool:
     return all(chosen.isdisjoint(block) or chosen.issuperset(block) for block in terms.whole_blocks)
 
 
+def fewest_survivors(terms: Terms, cohort: Collection[str]) -> int:
+    """max(T, n_min): fewer survivors are never summed."""
+    return max(agreement_threshold(len(cohort), terms.colluders), terms.minimum_sites)
+
+
+def may_sum_part(terms: Terms, cohort: Collection[str]) -> bool:
+    """Whether any part of `cohort` may ever be summed; if not, shares of pairwise seeds are not even dealt."""
+    fewest_lost = 1
+    if terms.dropout is Dropout.WAIT:
+        fewest_lost = min(len(block) for block in terms.whole_blocks if block[0] in cohort)
+    return len(cohort) - fewest_lost >= fewest_survivors(terms, cohort)
+
+
 def judge_survivors(terms: Terms, cohort: Collection[str], survivors: Collection[str]) -> Verdict:
     """What may be done with a sum over `survivors`, a part of `cohort`."""
-    enough = max(agreement_threshold(len(cohort), terms.colluders), terms.minimum_sites)
-    if len(survivors) < enough:
+    if len(survivors) < fewest_survivors(terms, cohort):
         return Verdict.ABORT
     if terms.dropout is Dropout.WAIT and not is_whole_blocks(terms, survivors):
         return Verdict.ABORT

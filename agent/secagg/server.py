@@ -30,7 +30,7 @@ from agent.secagg.attempt import (
 from agent.secagg.codec import CohortSum
 from agent.secagg.exchange import verify_signature
 from agent.secagg.fields import Header
-from agent.secagg.holder import sealed_bytes, sealed_digest
+from agent.secagg.holder import sealed_digest
 from agent.secagg.masking import check_word, sum_masked
 from agent.secagg.messages import (
     AbortCertificate,
@@ -288,7 +288,7 @@ class ServerRound:
         """
         survivors = self.uploaded
         if self.verdict is rules.Verdict.ABORT:
-            enough = max(self.attempt.threshold, self._terms.minimum_sites)
+            enough = rules.fewest_survivors(self._terms, self.attempt.cohort)
             raise refusals.too_few_survivors(len(survivors), enough)
         self._compare_seeds(survivors)
         self._state = advance(SERVER_TRANSITIONS, self._state, ServerEvent.ASK_AGREE)
@@ -387,7 +387,7 @@ class ServerRound:
     def _check_upload_body(self, site: str, reply: MaskedInputReply) -> None:
         """Lengths fit the round; sealed shares and seed commitments are the ones that the header signs."""
         cohort, upload = self.attempt.cohort, reply.upload
-        size = sealed_bytes(len(cohort))
+        size = self.attempt.sealed_bytes
         sized = (
             len(reply.masked) == self.attempt.codec.total_words * 8
             and len(reply.shares) == size * (len(cohort) - 1)
@@ -413,7 +413,7 @@ class ServerRound:
 
     def _agree_request(self, holder: str) -> AgreeRequest:
         cohort = self.attempt.cohort
-        size, reader = sealed_bytes(len(cohort)), cohort.index(holder)
+        size, reader = self.attempt.sealed_bytes, cohort.index(holder)
         relayed = tuple(
             RelayedUpload(reply.upload, _sealed_share(reply, size, dealer=dealer, holder=reader))
             for dealer, site in enumerate(cohort)

@@ -165,7 +165,7 @@ class MaliciousServer:
     def relayed(self, reader: str, opened: Opened, survivors: Sequence[str]) -> list[RelayedUpload]:
         """What an honest server would relay to `reader` about these survivors."""
         cohort = opened.attempt.cohort
-        size = len(cohort) * 32 + 16
+        size = opened.attempt.sealed_bytes
         entries = []
         for site in sorted(survivors):
             reply = self.uploads[opened.attempt.context, site]

@@ -90,7 +90,7 @@ def test_inconsistent_shares_name_their_dealer(cohort: Cohort, monkeypatch: pyte
         dealt = real(*args, **settings)  # type: ignore[arg-type]
         if settings["dealer"] != CHEAT:
             return dealt
-        return (HeldShares(CHEAT, tuple(bytes(32) for _ in dealt[0].slots)), *dealt[1:])
+        return (HeldShares(CHEAT, dict.fromkeys(dealt[0].slots, bytes(32))), *dealt[1:])
 
     monkeypatch.setattr(round_secrets, "deal_shares", deal)
     opened = collect(cohort)

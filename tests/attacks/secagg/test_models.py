@@ -96,7 +96,7 @@ def test_two_models_sent_leave_noise(server: MaliciousServer) -> None:
     victim = server.uploads[ours.attempt.context, VICTIM].upload
 
     def splice(_: object) -> list[object]:
-        return [replace(relayed[0], upload=victim, share=b"s" * 144), *relayed]
+        return [replace(relayed[0], upload=victim, share=b"s" * 48), *relayed]
 
     with refused("bad_upload_signature") as error:
         server.agree("site-001", theirs, server.sites[1:], tamper=splice)  # type: ignore[arg-type]

@@ -95,7 +95,7 @@ def test_no_error_and_no_reply_holds_a_secret(lenient: MaliciousServer) -> None:
     session = lenient.cohort.hospitals[SICK].session
     secrets = session._secrets
     assert secrets is not None
-    hidden = {*secrets.seeds.values(), *secrets.roots.values(), *secrets.own_shares.slots}
+    hidden = {*secrets.seeds.values(), *secrets.roots.values(), *secrets.own_shares.slots.values()}
     texts = []
     for probe in (
         lambda: lenient.agree(SICK, opened, lenient.sites[1:], context=b"c" * 32),

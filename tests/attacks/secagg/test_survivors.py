@@ -156,7 +156,7 @@ def test_share_altered_in_one_bit(server: MaliciousServer, opened: Opened) -> No
 
 def test_share_in_my_own_name(server: MaliciousServer, opened: Opened) -> None:
     with refused("altered_share"):
-        server.agree(VICTIM, opened, tamper=on(VICTIM, share=b"s" * 144))
+        server.agree(VICTIM, opened, tamper=on(VICTIM, share=b"s" * 48))
 
 
 def test_foreign_context(server: MaliciousServer, opened: Opened) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from agent.secagg.rules import Verdict
 from agent.secagg.server import RoundSum
 from agent.secagg.stages import NodeState, ServerState
 from agent.secagg.terms import Dropout
-from tests.simulators.cohort import Cohort, Silence, make_terms
+from tests.simulators.cohort import Cohort, Silence, make_terms, relay
 
 CONTINUE = {"dropout": Dropout.CONTINUE, "accept_differencing": True}
 
@@ -159,6 +160,17 @@ def test_a_restarted_coordinator_learns_where_the_nodes_stand_and_goes_on() -> N
     assert cohort.server.standings == dict.fromkeys(cohort.terms.sites, (1, 1))
     inputs = cohort.inputs(2)
     check_sum(cohort, cohort.run_round(2, inputs), inputs, cohort.terms.sites)
+
+
+@pytest.mark.parametrize(("changes", "slots"), [({}, 1), (CONTINUE, 5)])
+def test_pairwise_seeds_are_shared_out_only_where_a_part_may_be_summed(changes: dict[str, Any], slots: int) -> None:
+    cohort = Cohort(make_terms(5, **changes))
+    cohort.advertise()
+    opened = cohort.server.begin_round(1, cohort.model_bytes(1))
+    session = cohort.hospitals[cohort.terms.sites[0]].session
+    session.accept(relay(opened.masked_input_request()))
+    reply = session.masked_input(None).frame.header
+    assert len(cast("bytes", reply["shares"])) == 4 * (slots * 32 + 16)
 
 
 def test_secrets_are_not_shown() -> None:

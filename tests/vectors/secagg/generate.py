@@ -100,7 +100,8 @@ def _slices(integers: npt.NDArray[np.int32]) -> IntegerSource:
 
 def a_round(sites: int, vanished: tuple[str, ...]) -> dict[str, object]:
     """One attempt at round 2, every value that both sides derive, and the unmasked sum."""
-    terms = make_terms(sites, parameters=10, words=2, dropout=Dropout.CONTINUE, accept_differencing=True)
+    dropout = Dropout.CONTINUE if vanished else Dropout.WAIT
+    terms = make_terms(sites, parameters=10, words=2, dropout=dropout, accept_differencing=bool(vanished))
     keys = {site: RunKey(SeededRandomness((site, "x25519"))(32)) for site in terms.sites}
     bundles = tuple(Bundle(site, keys[site].public, certificate_of(make_key(site)), b"") for site in terms.sites)
     model = np.full(terms.parameters, MODEL_STEP, "<f4").tobytes()
@@ -135,6 +136,7 @@ def a_round(sites: int, vanished: tuple[str, ...]) -> dict[str, object]:
             for bundle in bundles
         ],
         "threshold": attempt.threshold,
+        "partial": attempt.partial,
         "layout": list(attempt.codec.layout),
         "bundles_digest": attempt.bundles.hex(),
         "model_digest": attempt.model.hex(),
@@ -168,7 +170,7 @@ def node(terms: Terms, attempt: Attempt, keys: dict[str, RunKey], site: str) -> 
     clear = vector.tolist()
     coefficients = SeededRandomness((site, "coefficients"))
     reply = mask_input(vector, secrets, attempt, randomness=coefficients, workers=1)
-    drawn = SeededRandomness((site, "coefficients"))((attempt.threshold - 1) * len(attempt.cohort) * 32)
+    drawn = SeededRandomness((site, "coefficients"))((attempt.threshold - 1) * len(attempt.slots(site)) * 32)
     return secrets, reply, {
         "self_seed": secrets.seeds[site].hex(),
         "roots": {peer: root.hex() for peer, root in secrets.roots.items()},
@@ -209,7 +211,7 @@ def ending(attempt: Attempt, nodes: dict[str, Node], survivors: list[str]) -> di
 
 
 def _relayed(attempt: Attempt, reply: MaskedInputReply, holder: str) -> RelayedUpload:
-    dealer, size = reply.upload.site, len(attempt.cohort) * 32 + 16
+    dealer, size = reply.upload.site, attempt.sealed_bytes
     place = attempt.cohort.index(holder) - (holder > dealer)
     share = b"" if dealer == holder else reply.shares[place * size : (place + 1) * size]
     return RelayedUpload(reply.upload, share)
@@ -219,7 +221,7 @@ def _revealed(
     attempt: Attempt, secrets: RoundSecrets, opened: OpenedShares, uploads: list[UploadHeader], locked: bytes
 ) -> list[object]:
     if len(uploads) == len(attempt.cohort):
-        revelation = reveal_complete(opened, attempt)
+        revelation = reveal_complete(opened)
     else:
         secrets.hold(opened, uploads, locked)
         revelation = reveal_partial(secrets, attempt)

@@ -133,6 +133,9 @@ class Round:
         assert isinstance(bundles, list)
         self.bundles = bundles
         self.threshold = (len(self.sites) + int(terms["colluders"])) // 2 + 1
+        # Where no part of the cohort may be summed, only the self seed is shared out.
+        largest_part = len(self.sites) - 1 if terms["dropout"] == "continue" else 0
+        self.partial = largest_part >= max(self.threshold, int(terms["minimum_sites"]))
         self.layout = Layout(int(terms["parameters"]), len(self.sites), int(terms["bits"]))
         self.study = bytes.fromhex(terms["study_digest"])
         self.bundles_digest = hashed_list("bundles", [framed("bundle", *self.bundle_fields(one)) for one in bundles])
@@ -162,6 +165,7 @@ class Round:
             int(terms["colluders"]),
             int(terms["minimum_sites"]),
             self.threshold,
+            int(self.partial),
             str(terms["dropout"]),
             struct.pack(">ddd", terms["clip"], terms["max_step_l2"], terms["max_step_linf"]),
             framed("codec", *shape, layout.lane_bits, layout.words),
@@ -190,12 +194,12 @@ class Round:
         return total
 
     def slots(self, site: str, holder: str, self_seed: bytes, coefficients: bytes) -> list[bytes]:
-        secret = b"".join(self.seeds(site, self_seed))
+        secret = b"".join(self.seeds(site, self_seed)) if self.partial else self_seed
         shares = share_out(secret, coefficients, self.threshold, self.sites.index(holder) + 1)
-        return [shares[k * 32 : (k + 1) * 32] for k in range(len(self.sites))]
+        return [shares[start : start + 32] for start in range(0, len(shares), 32)]
 
     def commitment(self, dealer: str, holder: str, slots: Sequence[bytes]) -> bytes:
-        own = self.sites.index(dealer)
+        own = self.sites.index(dealer) if self.partial else 0
         hidden = [hashlib.sha256(PREFIX.encode() + b"slot" + slot).digest() for k, slot in enumerate(slots) if k != own]
         return hashed("share-commitment", self.context, dealer, holder, slots[own], hashed("slots", b"".join(hidden)))
 
