@@ -252,7 +252,7 @@ def _protocol(summary: Summary) -> list[dict[str, str]]:
             "value": f"{last.legs}",
         },
         {"what": "Bytes sent by one hospital, a round", "value": f"{sent:,.0f}"},
-        {"what": "Sums that the coordinator learnt", "value": f"{len(summary.log)}"},
+        {"what": "Sums that the coordinator learnt, beside those of round 0", "value": f"{len(summary.log)}"},
         {"what": "Single updates, sizes or scores that it learnt", "value": "0"},
     ]
 
