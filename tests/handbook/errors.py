@@ -28,6 +28,8 @@ FAULT_NAMES = {
     Fault.NETWORK: "the network; waiting and trying again is right",
     Fault.SOFTWARE: "this software",
 }
+_WHOLLY_FILLED = re.compile(r"^<[^<>]*>$")
+"""A text that is chosen where it happens."""
 _HEAD = """# Errors
 
 Every failure that the software names: a stable code, whose fault it is, what it says, and what to do next. Parts in
@@ -94,10 +96,27 @@ def _faults(trees: Iterable[ast.Module]) -> dict[str, Fault]:
 
 
 def _failures_in(tree: ast.Module, faults: Mapping[str, Fault]) -> Iterator[Failure]:
+    constants = _constants(tree)
     for name, call in _named_calls(tree):
         if name in faults and call.args and (code := _code(call.args[0])):
             sentence = call.args[1] if len(call.args) > 1 else _keyword(call, "sentence")
-            yield Failure(code, faults[name].value, _text(sentence), _text(_keyword(call, "next_step")))
+            texts = (_text(_resolved(part, constants)) for part in (sentence, _keyword(call, "next_step")))
+            yield Failure(code, faults[name].value, *texts)
+
+
+def _constants(tree: ast.Module) -> dict[str, ast.expr]:
+    """What the module gives a name at its top."""
+    return {
+        target.id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+
+
+def _resolved(node: ast.expr | None, constants: Mapping[str, ast.expr]) -> ast.expr | None:
+    return constants.get(node.id, node) if isinstance(node, ast.Name) else node
 
 
 def _named_calls(tree: ast.AST, owner: str = "") -> Iterator[tuple[str, ast.Call]]:
@@ -155,8 +174,9 @@ def _entry(code: str, failures: list[Failure]) -> str:
     faults = " or ".join(sorted({FAULT_NAMES[Fault(failure.fault)] for failure in failures}))
     lines = [f'<a id="{anchor}"></a>', f"### `{code}`", "", f"Lies with {faults}.", ""]
     for failure in failures:
-        step = f" *{_escape(failure.next_step)}*" if failure.next_step != "<...>" else ""
-        lines.append(f"- {_escape(failure.sentence)}{step}")
+        sentence = "It says what was found." if _WHOLLY_FILLED.match(failure.sentence) else failure.sentence
+        step = "It says what to do." if _WHOLLY_FILLED.match(failure.next_step) else failure.next_step
+        lines.append(f"- {_escape(sentence)} *{_escape(step)}*")
     return "\n".join([*lines, ""])
 
 
