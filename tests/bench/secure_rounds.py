@@ -27,7 +27,7 @@ from tests.simulators.superlink import RunningSuperLink, SimulatorError, wait_un
 
 NODES = 4
 PARAMETERS = 1_000_000
-ROUNDS = 6
+ROUNDS = 10
 """Of each study; timed from the end of one to the end of the next, so the first, with its keys, is not counted."""
 TURNS = (("plain", "secure"), ("secure", "plain"))
 """What runs after what: both kinds get both places, so that a machine that slows down favours neither."""

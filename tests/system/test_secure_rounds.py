@@ -68,6 +68,7 @@ def test_a_box_killed_in_mid_round_costs_an_attempt_and_nothing_else(
         history = consortium.result["history"]
         assert [record["attempts"] for record in history] == [1, 2, 1]
         assert all(record["cohort"] == list(consortium.sites) for record in history)
+        assert not consortium.events("faulty")  # its new session key is no lie
 
 
 @pytest.mark.parametrize("how", ["killed", "stopped"])
