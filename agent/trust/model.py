@@ -51,10 +51,10 @@ _CONSTANT_INPUTS = MappingProxyType(
 """Inputs that tune an operator; a float tensor used only there is a constant, whatever its shape."""
 _STATISTIC_INPUTS = MappingProxyType({"BatchNormalization": {3, 4}})
 """Inputs that training moves by itself, without gradients: running mean and variance."""
-_WHOLE_VECTOR_OPERATORS = frozenset(
-    {"Add", "BatchNormalization", "Conv", "ConvTranspose", "Gemm", "InstanceNormalization", "LayerNormalization", "Mul"}
-)
-"""Operators that use a vector whole, as a bias, scale or statistic (others, such as Slice, take their part of it)."""
+_BIASED_OPERATORS = frozenset({"Conv", "ConvTranspose", "Gemm"})
+"""Operators whose second input is a weight and whose third a bias."""
+_MAX_VIEWS = 4
+"""Operators between a weight and its use that only show it differently; bounded, for a file may chain thousands."""
 _ATTRIBUTE_WEIGHTS = MappingProxyType(
     {"LinearClassifier": ("coefficients", "intercepts"), "LinearRegressor": ("coefficients", "intercepts")}
 )
@@ -210,8 +210,8 @@ def _untie(graph: GraphProto) -> None:
     """Give each use of a merged tensor a copy of its own.
 
     Exporters merge tensors that happen to be equal, such as fresh zero biases, or a bias with a running mean: through
-    Identity nodes (any shape), or by using one vector as bias, scale or statistic in several places. A matrix that
-    several operators use directly is tied on purpose and stays so.
+    Identity nodes, or by naming one tensor in several places. What the model's author tied stays tied: a matrix in
+    several places, or a layer that is used repeatedly, bias and all.
     """
     stored = {tensor.name: tensor for tensor in graph.initializer}
     total = sum(math.prod(tensor.dims) for tensor in graph.initializer)
@@ -234,17 +234,33 @@ def _merged_uses(graph: GraphProto, stored: dict[str, TensorProto]) -> Iterator[
     for node in graph.node:
         if node.op_type == "Identity" and node.input[0] in stored and node.output[0] not in outputs:
             yield node.output[0], node.input[0]
-    used: set[str] = set()
+    makers = {name: node for node in graph.node for name in node.output}
+    owners: dict[str, object] = {}
+    copies: dict[tuple[str, object], str] = {}
     for number, node in enumerate(graph.node):
-        if node.op_type not in _WHOLE_VECTOR_OPERATORS:
-            continue
-        for position, name in enumerate(node.input):
-            if name not in stored or stored[name].data_type != TensorProto.FLOAT or len(stored[name].dims) != 1:
+        for position, owner in _vector_uses(number, node, makers):
+            name = node.input[position]
+            if name not in stored or owners.setdefault(name, owner) == owner:
                 continue
-            if name in used:
-                node.input[position] = f"{name}@{number}.{position}"
-                yield node.input[position], name
-            used.add(name)
+            if (name, owner) not in copies:
+                copies[name, owner] = f"{name}@{number}.{position}"
+                yield copies[name, owner], name
+            node.input[position] = copies[name, owner]
+
+
+def _vector_uses(number: int, node: NodeProto, makers: dict[str, NodeProto]) -> Iterator[tuple[int, object]]:
+    """Yield the positions at which `node` uses a vector that an exporter may have merged, each with its owner.
+
+    A bias belongs to its layer's weight; scale, bias and statistics of a BatchNormalization each stand alone.
+    """
+    if node.op_type in _BIASED_OPERATORS and len(node.input) > 2:
+        weight = node.input[1]
+        for _ in range(_MAX_VIEWS):
+            if weight in makers and makers[weight].op_type in {"Cast", "Transpose"}:
+                weight = makers[weight].input[0]
+        yield 2, weight
+    elif node.op_type == "BatchNormalization":
+        yield from ((position, (number, position)) for position in range(1, len(node.input)))
 
 
 def _is_constant_use(node: NodeProto, position: int) -> bool:

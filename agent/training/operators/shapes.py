@@ -113,8 +113,13 @@ def _slice(
     for start, end, axis, step in zip(first, last, chosen, strides, strict=True):
         if step < 1:
             raise call.unsupported("a negative step")
-        index[axis] = slice(start, end, step)
+        index[axis] = slice(_clamped(start, x.shape[axis]), _clamped(end, x.shape[axis]), step)
     return x[tuple(index)]
+
+
+def _clamped(position: int, size: int) -> int:
+    """A slice's end within 0..size; "to the end" is written as the greatest integer there is."""
+    return min(max(position + size if position < 0 else position, 0), size)
 
 
 def _gather(call: Call, x: Tensor, indices: Tensor) -> Tensor:

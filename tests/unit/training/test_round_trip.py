@@ -8,9 +8,11 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from onnx import helper
 
 from agent.training.graph import TorchGraph
 from agent.trust.model import ModelFile, parse_model
+from tests.unit.training.graphs import onnx_file
 from tests.unit.training.zoo import EXPORTERS, ZOO, exported, module_of, rows_of
 
 CASES = [
@@ -79,6 +81,15 @@ def test_equal_tensors_that_an_exporter_merged_are_given_back_to_each_use() -> N
     model = parse_model(exported("mlp-norm-dropout", "torchscript"))
     assert len(model.parameters) == ZOO["mlp-norm-dropout"].parameters
     assert sum(slot.statistic for slot in model.slots) == 2
+
+
+@pytest.mark.parametrize(("second", "vectors"), [("w2", 2), ("w1", 1)])
+def test_a_bias_is_given_back_to_each_layer_but_stays_with_a_layer_used_twice(second: str, vectors: int) -> None:
+    nodes = [helper.make_node("Gemm", ["x", "w1", "b"], ["h"]), helper.make_node("Gemm", ["h", second, "b"], ["y"])]
+    weights = {name: np.eye(3, dtype=np.float32) for name in {"w1", second}}
+    model = parse_model(onnx_file(nodes, {**weights, "b": np.zeros(3, np.float32)}, row=[3], output="y"))
+    assert sum(slot.shape == (3,) for slot in model.slots) == vectors
+    assert len(parse_model(model.with_parameters(model.parameters)).slots) == len(model.slots)
 
 
 def test_a_training_mode_export_leaves_in_inference_mode() -> None:
