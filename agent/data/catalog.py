@@ -67,6 +67,7 @@ class Dataset(_Entry):
         format: `csv` or `parquet`.
         header: Whether a CSV file's first line names its columns.
         columns: Names of the columns, in order, where the file has no header.
+        encoding: Of a CSV file.
         delimiter: Between a CSV file's columns.
         decimal: Decimal sign of its numbers.
         missing: Texts that mean "missing" in every column.
@@ -80,6 +81,7 @@ class Dataset(_Entry):
     format: Literal["csv", "parquet"] = "csv"
     header: bool = True
     columns: tuple[Text, ...] = Field(default=(), max_length=10_000)
+    encoding: Literal["utf-8", "windows-1252"] = "utf-8"
     delimiter: str = Field(default=",", min_length=1, max_length=1)
     decimal: Literal[".", ","] = "."
     missing: tuple[Text, ...] = ("",)

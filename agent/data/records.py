@@ -55,7 +55,8 @@ def parse_records(data: bytes, dataset: Dataset, *, wanted: Collection[str]) -> 
 
 
 def _parse_csv(data: bytes, dataset: Dataset, wanted: Collection[str]) -> Records:
-    records = _csv_records(data.decode("utf-8-sig", errors="replace"), dataset.delimiter)
+    encoding = "utf-8-sig" if dataset.encoding == "utf-8" else dataset.encoding
+    records = _csv_records(data.decode(encoding, errors="replace"), dataset.delimiter)
     names = dataset.columns
     if dataset.header:
         _, head = next(records, (0, []))
@@ -82,7 +83,8 @@ def _csv_records(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
 
     Each record is parsed by itself, so that an unbalanced quote costs one line and not the rest of the file.
     """
-    lines = text.splitlines()
+    # Not str.splitlines: it also splits at characters that may stand in a cell.
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     position = 0
     while position < len(lines):
         size = _record_lines(lines, position)
@@ -104,7 +106,7 @@ def _record_lines(lines: list[str], start: int) -> int:
 
 def _csv_cells(record: str, delimiter: str) -> list[str]:
     try:
-        rows = list(csv.reader(record.splitlines(keepends=True), delimiter=delimiter, strict=True))
+        rows = list(csv.reader([record], delimiter=delimiter, strict=True))
     except csv.Error:
         return []
     return rows[0] if len(rows) == 1 else []

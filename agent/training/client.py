@@ -150,7 +150,7 @@ class TrainingWorker:
 
         Raises:
             DeclinedError: The worker failed, or the local data led training astray.
-            OperatorError: The model, the parameters or the moments do not suit the study.
+            OperatorError: The model (tried on zeros), the parameters or the moments do not suit the study.
         """
         request: Message = {"command": "train", "round": round_number, "moments": self._plain(moments)}
         return self._call(request, parameters, training_layout(self.study))
@@ -160,7 +160,7 @@ class TrainingWorker:
 
         Raises:
             DeclinedError: The worker failed.
-            OperatorError: The model, the parameters or the moments do not suit the study.
+            OperatorError: The model (tried on zeros), the parameters or the moments do not suit the study.
         """
         request: Message = {"command": "evaluate", "moments": self._plain(moments)}
         return self._call(request, parameters, training_layout(self.study))

@@ -86,11 +86,11 @@ class _Session:
         self._moments: object = None
 
     def answer(self, message: Message) -> Message:
-        """Do what the agent asks; every failure becomes a reply."""
+        """Do what the agent asks; every failure becomes a reply, and any of them may depend on the data."""
         try:
             return self._do(message)
         except (SecureHealthError, MemoryError, RuntimeError) as error:
-            return _describe(error)
+            return _describe(error, on_data=True)
 
     def _do(self, message: Message) -> Message:
         limit = self._study.secagg.weight_cap
@@ -145,7 +145,7 @@ def _threads(start: Message) -> int:
     return max(1, int(cast("int", start["threads"])))
 
 
-def _describe(error: SecureHealthError | MemoryError | RuntimeError) -> Message:
+def _describe(error: SecureHealthError | MemoryError | RuntimeError, *, on_data: bool = False) -> Message:
     """A failure as a message; what torch says itself stays here, it may quote data."""
     if isinstance(error, SecureHealthError):
         known = error
@@ -161,5 +161,5 @@ def _describe(error: SecureHealthError | MemoryError | RuntimeError) -> Message:
             "The model could not be trained: torch reported a failure.",
             next_step="Try the study's model and plan on any data first; the log has the place.",
         )
-    declined = isinstance(known, DeclinedError)
+    declined = on_data or isinstance(known, DeclinedError)
     return {"error": {"code": known.code, "sentence": known.sentence, "step": known.next_step, "declined": declined}}

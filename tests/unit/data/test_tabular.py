@@ -139,6 +139,14 @@ def test_a_quoted_cell_may_hold_a_line_break() -> None:
     assert (report.rows, report.usable_rows) == (40, 40)
 
 
+def test_windows_files_and_odd_characters_in_cells() -> None:
+    note = [f"{line},Gr\u00f6\u00dfe\x0c" for line in lines(40)]
+    data = "\r\n".join([f"{HEADER},gr\u00f6\u00dfe", *note]).encode("windows-1252")
+    loaded, report = load_table(data, dataset(encoding="windows-1252"), requirement())
+    assert loaded is not None
+    assert report.usable_rows == 40
+
+
 def test_semicolons_decimal_commas_and_local_codes() -> None:
     rows = [
         f"{age},5;{pressure};{group};{smoker};{'tot' if outcome == '1' else 'lebt'}"
