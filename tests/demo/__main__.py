@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-os.environ.setdefault("TSS2_LOG", "all+none")
-BEGIN_S = time.monotonic()
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
 
-from rich.box import SIMPLE_HEAD  # noqa: E402 - Flower reads the settings above when it is imported
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
-
-from tests.demo.cohorts import COHORTS  # noqa: E402
-from tests.demo.found import why_no_tpm  # noqa: E402
-from tests.demo.live import open_view  # noqa: E402
-from tests.demo.parts import PartFailedError  # noqa: E402
-from tests.demo.report import METRICS  # noqa: E402
-from tests.demo.run import Options, Stopwatch, held_output, run_demo  # noqa: E402
-from tests.demo.summary import METHODS, Summary  # noqa: E402
+from tests.demo import BEGIN_S
+from tests.demo.cohorts import COHORTS
+from tests.demo.found import why_no_tpm
+from tests.demo.live import open_view
+from tests.demo.parts import PartFailedError
+from tests.demo.report import METRICS
+from tests.demo.run import Options, Stopwatch, held_output, run_demo
+from tests.demo.summary import METHODS, Summary
 
 OUTPUT = Path("build/demo")
 SMALLEST_COHORT = 3

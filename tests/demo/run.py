@@ -27,6 +27,7 @@ from tests.demo.report import render_report
 from tests.demo.scoring import Scored, score_model
 from tests.demo.summary import Centre, ModelRecord, RoundRecord, Summary, store_bytes, store_summary, store_text
 
+RESULTS = ("summary.json", "report.html", "model.onnx")
 JOIN_LIMIT_S = 60.0
 RUN_CHECK_S = 3.0
 STATE_OF_EVENT = {
@@ -87,7 +88,7 @@ class Stopwatch:
 
 @contextmanager
 def held_output(directory: Path) -> Iterator[Path]:
-    """Keep other demonstrations out of `directory`, and yield an empty place for the consortium in it.
+    """Keep others out of `directory`, remove old results, and yield an empty place for the consortium in it.
 
     Raises:
         PartFailedError: Another demonstration is at work there.
@@ -104,6 +105,8 @@ def held_output(directory: Path) -> Iterator[Path]:
             next_step="Wait until it has ended, or name another place with --output.",
         ) from error
     try:
+        for name in RESULTS:  # a failed run must not be taken for the one before
+            (directory / name).unlink(missing_ok=True)
         place = directory / "consortium"
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()

@@ -46,8 +46,9 @@ def test_two_demonstrations_do_not_share_an_output(tmp_path: Path) -> None:
         assert list(place.iterdir()) == []
         with pytest.raises(PartFailedError, match="another demonstration"), held_output(tmp_path):
             pass
+    (tmp_path / "summary.json").write_text("of an earlier run", encoding="utf-8")
     with held_output(tmp_path):
-        pass
+        assert not (tmp_path / "summary.json").exists()
 
 
 def test_a_missing_simulator_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
