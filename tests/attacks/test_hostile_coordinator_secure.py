@@ -84,11 +84,12 @@ class HostileCoordinator:
         """Ask the same of all boxes, or of some."""
         return self.ask(dict.fromkeys(sites or self.consortium.sites, frame))
 
-    def gather_keys(self) -> None:
-        """Leg 0."""
-        for frame in self.ask_all(self.session.advertise_request()).values():
+    def gather_keys(self, *, but: str = "") -> None:
+        """Leg 0; what the site `but` answers is thrown away."""
+        for site, frame in self.ask_all(self.session.advertise_request()).items():
             assert isinstance(frame, Frame)
-            self.session.receive_bundle(frame)
+            if site != but:
+                self.session.receive_bundle(frame)
 
     def begin(self, number: int, *, shift: float = 0.0, cohort: Collection[str] = ()) -> ServerRound:
         """Open a round on the study's model, each parameter moved by `shift`."""
@@ -237,9 +238,9 @@ def test_peer_key_substituted(grid: TestGrid, consortium: SecureConsortium, tmp_
     # The coordinator believes what it likes; its roster endorses a node of its own in the hospital's name.
     entry = roster_node(SiteID(victim), own_node.kind, EvidenceClass.NONE, own_node.public_key())
     roster = roster_of(consortium.boxes.values(), consortium.key.public_key())
-    roster = Roster({**roster.sites, SiteID(victim): (*roster.sites[SiteID(victim)], entry)}, roster.coordinator)
+    roster = Roster({**roster.sites, SiteID(victim): (entry,)}, roster.coordinator)
     liar = HostileCoordinator(grid, consortium, roster, consortium.key)
-    liar.gather_keys()
+    liar.gather_keys(but=victim)
     subject = Subject(consortium_digest(consortium.key.public_key()), victim, node_name(own_node.key_id))
     keeper = SessionKeeper(own_node, subject, clock=SystemClock(), timestamp_version=lambda: 0)
     keeper.tick()
