@@ -22,6 +22,7 @@ SECTIONS = {
     "footprint": "tests.bench.footprint",
     "identity": "tests.bench.identity",
     "rounds": "tests.bench.rounds",
+    "secagg": "tests.bench.secagg",
     "secure_rounds": "tests.bench.secure_rounds",
 }
 """Each section's module; its `rows()` measures and yields `Row`s. A module is imported only where its section runs."""

@@ -50,7 +50,13 @@ def test_busy_tpm_is_asked_again(tpm: Swtpm, key: HardwareKey) -> None:
     session_key = key.new_session_key()
     with ESAPI(tpm.tcti) as neighbour:
         held = occupy(neighbour, 3)
-        freed = Thread(target=lambda: (time.sleep(0.3), [neighbour.flush_context(handle) for handle in held]))
+
+        def free() -> None:
+            time.sleep(0.3)
+            for handle in held:
+                neighbour.flush_context(handle)
+
+        freed = Thread(target=free)
         start = time.monotonic()
         freed.start()
         session_key.public_key().verify(session_key.sign(b"message", ECDSA), b"message", ECDSA)
