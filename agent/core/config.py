@@ -33,6 +33,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from agent.core.errors import OperatorError
 from agent.core.ids import IdentifierText
+from agent.core.validation import explain_invalid
 
 MAX_CONFIG_BYTES = 1 << 18
 
@@ -185,9 +186,7 @@ def parse_config(data: bytes, *, directory: Path) -> AgentConfig:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise _invalid(str(error)) from error
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise _invalid(f"{where}: {first['msg']}" if where else first["msg"], faults=error.error_count()) from error
+        raise _invalid(explain_invalid(error, whole="configuration"), faults=error.error_count()) from error
 
 
 def load_config(path: Path) -> AgentConfig:

@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from agent.core.errors import OperatorError
 from agent.core.ids import DatasetID, IdentifierText
+from agent.core.validation import explain_invalid
 from agent.data.quality import DeclinedError
 
 MAX_CATALOG_BYTES = 1 << 20
@@ -198,9 +199,7 @@ def _parse_dataset(name: str, entry: object, folder: Path) -> Dataset:
     try:
         dataset = Dataset.model_validate({**entry, "id": name})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(("datasets", name, *(str(part) for part in first["loc"])))
-        raise _invalid(f"{where}: {first['msg']}") from error
+        raise _invalid(explain_invalid(error, whole="catalog", within=("datasets", name))) from error
     return dataset.model_copy(update={"source": folder / dataset.source})
 
 

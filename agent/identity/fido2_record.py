@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent.core.errors import HardwareError, OperatorError, PeerProtocolError
+from agent.core.validation import explain_invalid
 from agent.statements.roots import load_public_key
 
 MAX_RECORD_BYTES = 1 << 16
@@ -56,8 +57,7 @@ def parse_record(data: bytes) -> CredentialRecord:
     try:
         return CredentialRecord.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise _bad_record(f"{'.'.join(str(part) for part in first['loc']) or 'record'}: {first['msg']}") from error
+        raise _bad_record(explain_invalid(error, whole="record")) from error
 
 
 def load_record(path: Path) -> CredentialRecord:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from agent.core.errors import OperatorError, PeerProtocolError
 from agent.core.ids import IdentifierText, SiteID
+from agent.core.validation import explain_invalid
 from agent.statements.roots import EvidenceClass, FIDO2Terms, KeyKind, RootKey, load_public_key
 from agent.trust.study import MAX_SITES
 
@@ -127,8 +128,7 @@ def parse_roster(data: bytes) -> Roster:
     try:
         content = _File.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise _invalid(f"{'.'.join(str(part) for part in first['loc']) or 'roster'}: {first['msg']}") from error
+        raise _invalid(explain_invalid(error, whole="roster")) from error
     sites = {
         SiteID(name): tuple(_parse_node(SiteID(name), entry) for entry in site.nodes)
         for name, site in content.sites.items()

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from agent.core.errors import OperatorError
 from agent.core.ids import IdentifierText
+from agent.core.validation import explain_invalid
 
 MAX_STUDY_BYTES = 1 << 20
 MAX_PARAMETERS = 1 << 28
@@ -224,9 +225,7 @@ def parse_study(data: bytes) -> Study:
     try:
         return Study.model_validate_json(data, strict=False)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "study"
-        raise _bad_study(f"{where}: {first['msg']}", faults=error.error_count()) from error
+        raise _bad_study(explain_invalid(error, whole="study"), faults=error.error_count()) from error
 
 
 def study_digest(data: bytes) -> str:

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent.core.errors import OperatorError, SecureHealthError
+from agent.core.validation import explain_invalid
 from agent.trust.model import ModelFile, verify_model
 from agent.trust.roster import Roster, parse_roster
 from agent.trust.study import Study, parse_study, study_digest
@@ -229,8 +230,7 @@ def _parse_settings(data: bytes) -> CoordinatorSettings:
     try:
         return CoordinatorSettings.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise bad_setting(".".join(map(str, first["loc"])) or "settings", first["msg"]) from error
+        raise bad_setting("settings.json", explain_invalid(error, whole="settings")) from error
 
 
 def _parse_key(data: bytes) -> ec.EllipticCurvePrivateKey:

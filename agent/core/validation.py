@@ -1,0 +1,44 @@
+"""What is wrong with a file, in plain words, from pydantic's findings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from pydantic import ValidationError
+
+from agent.core.ids import IDENTIFIER_PATTERN
+
+_FIRST = 1
+_PLAIN: Mapping[str, Callable[[Mapping[str, Any]], str]] = MappingProxyType(
+    {
+        "missing": lambda _: "it is missing",
+        "extra_forbidden": lambda _: "there is no such section or field",
+        "json_invalid": lambda context: f"it is no JSON: {context.get('error', '')}",
+        "value_error": lambda context: str(context.get("error", "it does not fit")),
+        "string_pattern_mismatch": lambda context: (
+            "use 1 to 63 lower-case letters, digits and hyphens, with no hyphen at either end"
+            if context.get("pattern") == IDENTIFIER_PATTERN
+            else f"it does not have the form {context.get('pattern')}"
+        ),
+    }
+)
+"""By pydantic's error type; every other type speaks in pydantic's own words, which are plain enough."""
+
+
+def explain_invalid(error: ValidationError, *, whole: str, within: tuple[str, ...] = ()) -> str:
+    """The first fault, where it is, and how many more there are.
+
+    Args:
+        error: What pydantic found.
+        whole: What the file is called where no field is at fault ("study").
+        within: Where in the file the checked part stands.
+    """
+    found = error.errors(include_url=False, include_input=False)
+    first = found[0]
+    where = ".".join(str(part) for part in (*within, *first["loc"])) or whole
+    say = _PLAIN.get(first["type"])
+    what = say(first.get("ctx", {})) if say else first["msg"]
+    more = f" (and {len(found) - _FIRST} more)" if len(found) > _FIRST else ""
+    return f"{where}: {what}{more}"
