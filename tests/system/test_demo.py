@@ -112,7 +112,7 @@ def test_an_interrupted_demonstration_leaves_nothing_running_and_no_results(tmp_
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
         assert "nothing is left running" in read_until(process, "Stopped")[-1]
-    _, alive = psutil.wait_procs(started, timeout=5)
+    _, alive = psutil.wait_procs(started, timeout=20)
     assert not [member for member in alive if member.status() != psutil.STATUS_ZOMBIE]
     assert not (tmp_path / "summary.json").exists()
 

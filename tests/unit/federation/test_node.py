@@ -12,7 +12,7 @@ import pytest
 from agent.core.errors import HardwareError, OperatorError
 from agent.core.wire import Frame, Refusal, Stage
 from agent.federation import node as node_module
-from agent.federation.faults import RefusedError, UnreachableError
+from agent.federation.faults import RefusedError, StoppedError, UnreachableError
 from agent.federation.fleet import Fleet
 from agent.federation.membership import MembershipStore
 from agent.federation.node import TRANSITIONS, Event, Link, Node, NodeSettings, NodeStatus
@@ -238,15 +238,26 @@ def test_a_session_that_still_stands_is_used_when_activation_is_refused(bench: B
 
 def test_a_message_in_hand_when_the_power_went_is_answered_busy_at_the_next_start(bench: Bench) -> None:
     bench.superlink.offer_frame(FRAME)
-    fallen = threading.Event()
-    bench.answerer.act = lambda frame: (fallen.set(), time.sleep(60), frame)[2]  # type: ignore[func-returns-value]
+    fallen, released = threading.Event(), threading.Event()
+
+    def fall(frame: Frame) -> Frame:
+        fallen.set()
+        released.wait(30)
+        raise StoppedError
+
+    bench.answerer.act = fall
     bench.start()
     assert fallen.wait(5)
     bench.answerer.act = lambda frame: frame
-    bench.thread = None  # the old process is gone, with the message in its hand
+    old, bench.thread = bench.thread, None  # the old process is gone, with the message in its hand
     bench.start()
     assert bench.wait_for_answers(1) == [Refusal.BUSY]
     assert bench.memory.load_in_hand() is None
+    bench.end()
+    released.set()
+    assert old is not None
+    old.join(5)
+    assert not old.is_alive()
 
 
 def test_a_damaged_message_in_hand_does_not_stop_the_start(bench: Bench) -> None:
