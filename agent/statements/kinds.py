@@ -55,3 +55,27 @@ class Possession(Statement):
 
     purpose: IdentifierText
     challenge: Hex32
+
+
+class SiteRequest(Statement):
+    """A hospital's own key asks the registrar for one thing, once.
+
+    Attributes:
+        consortium: Digest of the pinned trust root.
+        site: The hospital.
+        method: HTTP method.
+        path: Path and query of the request.
+        body: SHA-256 of the request's body.
+        issued_s: When; the registrar takes it for five minutes.
+        nonce: Random; the registrar takes it once.
+    """
+
+    kind: ClassVar[str] = "site-request"
+
+    consortium: Hex32
+    site: IdentifierText
+    method: Annotated[str, Field(pattern=r"^[A-Z]{3,7}$")]
+    path: Annotated[str, Field(pattern=r"^/[!-~]{0,1000}$")]
+    body: Hex32
+    issued_s: Seconds
+    nonce: Hex32
