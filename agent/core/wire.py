@@ -8,15 +8,15 @@ millions of numbers is neither copied nor parsed:
 
 from __future__ import annotations
 
-import io
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 
 import cbor2
 
+from agent.core.cbor import decode_plain
 from agent.core.errors import PeerProtocolError
 
 MAGIC = b"SEH1"
@@ -145,31 +145,12 @@ def join_parts(parts: Mapping[str, bytes]) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def _refuse_tag(_: object, __: bool) -> object:
-    raise ValueError("tags are not part of a header")
-
-
-class _NoTags(dict[int, Callable[[object, bool], object]]):
-    """Refuses every CBOR tag: they build dates, patterns, references, cycles and numbers without bounds."""
-
-    def __missing__(self, tag: int) -> Callable[[object, bool], object]:
-        return _refuse_tag
-
-
 def _load_map(head: bytes) -> dict[str, object]:
-    stream = io.BytesIO(head)
     try:
-        value = cbor2.load(
-            stream,
-            semantic_decoders=_NoTags(),
-            max_depth=MAX_HEADER_DEPTH,
-            allow_indefinite=False,
-            allow_duplicate_keys=False,
-            strict_hashable_types=True,
-        )
-    except cbor2.CBORDecodeError as error:
+        value = decode_plain(head, max_depth=MAX_HEADER_DEPTH, text_keys=True)
+    except ValueError as error:
         raise _malformed("a header that is not CBOR") from error
-    if stream.tell() != len(head) or not isinstance(value, dict):
+    if not isinstance(value, dict):
         raise _malformed("a header that is not one map")
     return value
 
