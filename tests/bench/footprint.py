@@ -23,7 +23,8 @@ from agent.service.state import load_status
 from provisioning.authority.superlink import flower_environment
 from tests.bench.table import Row, at_most
 from tests.demo.cohorts import COHORTS
-from tests.demo.found import AGENT, Consortium, found_consortium, why_no_tpm
+from tests.demo.found import AGENT, Consortium, found_consortium
+from tests.demo.keys import why_no_tpm
 from tests.demo.live import open_view
 from tests.demo.parts import Part, stop_all
 from tests.simulators.superlink import wait_until
@@ -50,8 +51,8 @@ def _consortium(directory: Path) -> Iterator[Consortium]:
     hospitals = cohort.hospitals[:1]
     names = {str(hospital.site): hospital.name for hospital in hospitals}
     view = open_view(Console(file=StringIO()), title=cohort.title, hospitals=names, rounds=1)
-    key = "software" if why_no_tpm() else "tpm"
-    consortium = found_consortium(directory, cohort, hospitals, rounds=1, key=key, now=datetime.now(UTC), view=view)
+    keys = ["software" if why_no_tpm() else "tpm"] * len(hospitals)
+    consortium = found_consortium(directory, cohort, hospitals, rounds=1, keys=keys, now=datetime.now(UTC), view=view)
     try:
         yield consortium
     finally:

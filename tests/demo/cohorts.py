@@ -16,6 +16,7 @@ from agent.trust.study import (
     FieldSpec,
     LabelSpec,
     ModelSpec,
+    PrivacyTerms,
     SecureAggregationTerms,
     Study,
     TrainingPlan,
@@ -70,7 +71,15 @@ class Cohort:
     model: Callable[[int], bytes] = logistic_regression
     model_description: str = "logistic regression"
 
-    def study(self, hospitals: Sequence[Hospital], model: bytes, *, rounds: int, now: datetime) -> Study:
+    def study(
+        self,
+        hospitals: Sequence[Hospital],
+        model: bytes,
+        *,
+        rounds: int,
+        now: datetime,
+        privacy: PrivacyTerms | None = None,
+    ) -> Study:
         """The study over some of the hospitals.
 
         Args:
@@ -78,7 +87,10 @@ class Cohort:
             model: The untrained ONNX file.
             rounds: Rounds of training.
             now: When it is published.
+            privacy: Noise on what is released; then no sums of number fields can be had, and each hospital
+                standardises by its own.
         """
+        data = self.data if privacy is None else self.data.model_copy(update={"standardise": "local"})
         return Study(
             id=f"{self.id}-demonstration",
             title=self.title,
@@ -92,9 +104,10 @@ class Cohort:
             model=ModelSpec(
                 digest=hashlib.sha256(model).hexdigest(), size_bytes=len(model), parameters=self.data.width + 1
             ),
-            data=self.data,
+            data=data,
             plan=self.plan,
             secagg=self.terms,
+            privacy=privacy,
         )
 
     def catalog_text(self, hospital: Hospital, source: Path) -> str:

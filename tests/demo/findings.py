@@ -22,7 +22,7 @@ def count_word(number: int) -> str:
 def findings(summary: Summary) -> list[str]:
     """What a reader should take away, AUC and log-loss first."""
     sentences = [_auc_sentence(summary), _log_loss_sentence(summary), _accuracy_sentence(summary), _pooled(summary)]
-    return [*sentences, *_cautions(summary)]
+    return [*sentences, *_noise(summary), *_cautions(summary)]
 
 
 def _gains(summary: Summary) -> tuple[int, int]:
@@ -68,6 +68,15 @@ def _pooled(summary: Summary) -> str:
     return (
         f"Training on all records in one place gives a mean AUC {abs(gap):.3f} {word} ({summary.mean.pooled.auc:.3f})."
     )
+
+
+def _noise(summary: Summary) -> list[str]:
+    if summary.privacy is None:
+        return []
+    return [
+        f"Noise protects every hospital (epsilon {summary.privacy.epsilon:.3g}) and costs accuracy, the more the fewer "
+        "hospitals share it out; the same run without noise shows how much."
+    ]
 
 
 def _cautions(summary: Summary) -> list[str]:

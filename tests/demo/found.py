@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import sys
@@ -18,19 +17,21 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from agent.core.errors import SecureHealthError
-from agent.identity.key import HardwareKey, init_key
-from agent.statements.roots import EvidenceClass
-from agent.trust.roster import Roster, encode_roster, roster_node
-from agent.trust.study import Study
+from agent.identity.key import HardwareKey
+from agent.trust.roster import Roster, RosterNode, encode_roster
+from agent.trust.study import PrivacyTerms, Study, study_digest
+from agent.trust.terms import aggregation_terms, check_privacy
 from provisioning.authority.superlink import flower_environment
 from tests.demo.cohorts import Cohort, Hospital
+from tests.demo.keys import KeyMaker, describe_key
 from tests.demo.live import View
 from tests.demo.parts import Part, PartFailedError, stop_all, tail
+from tests.simulators.person import Technician
 from tests.simulators.superlink import RunningSuperLink, SimulatorError
-from tests.simulators.swtpm import SwtpmMaker
 
 Result = TypeVar("Result")
 
+TOUCHES = "the technician touches the security key"
 AGENT = Path(sys.executable).parent / "seh-agent"
 WORKERS = 4
 """Commands that run side by side: a little more than a small machine has cores, as each waits for the network too."""
@@ -116,25 +117,16 @@ class Consortium:
         self._stack.close()
 
 
-def why_no_tpm() -> str:
-    """Why no software TPM can be used here; empty where one can."""
-    missing = [tool for tool in ("swtpm", "swtpm_setup", "swtpm_localca") if shutil.which(tool) is None]
-    if missing:
-        return f"{', '.join(missing)} is not installed"
-    if importlib.util.find_spec("tpm2_pytss") is None:
-        return "the Python package tpm2-pytss is not installed"
-    return ""
-
-
 def found_consortium(
     directory: Path,
     cohort: Cohort,
     hospitals: Sequence[Hospital],
     *,
     rounds: int,
-    key: str,
+    keys: Sequence[str],
     now: datetime,
     view: View,
+    privacy: PrivacyTerms | None = None,
     allow_plain: bool = False,
 ) -> Consortium:
     """Found it, up to the point where the agents can start.
@@ -144,9 +136,10 @@ def found_consortium(
         cohort: The data set.
         hospitals: Who takes part.
         rounds: Rounds of training.
-        key: `tpm` or `software`.
+        keys: The kind of each hospital's key.
         now: When the study is published.
         view: Where to report to.
+        privacy: Noise on what is released, or none.
         allow_plain: Whether the boxes may send unprotected updates.
 
     Raises:
@@ -156,9 +149,12 @@ def found_consortium(
         pool = stack.enter_context(ThreadPoolExecutor(WORKERS, "found"))
         starting = pool.submit(RunningSuperLink.start, directory / "superlink")
         stack.callback(_kill_started, starting)
-        makers = _KeyMaker(directory, key, stack)
-        members = _result_of("keys", lambda: tuple(_make_members(pool, directory, hospitals, makers, view)))
-        study, study_file, model = _write_study(directory, cohort, hospitals, rounds=rounds, now=now)
+        study, study_file, model = _result_of(
+            "study", lambda: _write_study(directory, cohort, hospitals, rounds=rounds, now=now, privacy=privacy)
+        )
+        kinds = {str(hospital.site): kind for hospital, kind in zip(hospitals, keys, strict=True)}
+        maker = _result_of("keys", lambda: stack.enter_context(KeyMaker(directory, kinds)))
+        members = _result_of("keys", lambda: tuple(_make_members(pool, directory, hospitals, maker, view)))
         roster, coordinator_key = _write_roster(directory, members)
         superlink = _result_of("SuperLink", starting.result)
         for member in members:
@@ -169,38 +165,18 @@ def found_consortium(
         )
 
 
-class _KeyMaker:
-    """Makes each hospital's key, in a TPM of its own where TPMs are wanted."""
-
-    def __init__(self, directory: Path, kind: str, stack: ExitStack) -> None:
-        self._directory, self._kind, self._stack = directory, kind, stack
-        self._maker = stack.enter_context(SwtpmMaker()) if kind == "tpm" else None
-
-    def make(self, site: str) -> HardwareKey:
-        """The key of one site."""
-        if self._maker is None:
-            return init_key(f"software:{self._directory / site / 'node.key'}")
-        tpm = self._maker.make(site)
-        self._stack.enter_context(tpm)
-        return init_key(tpm.uri)
-
-
 def _make_members(
-    pool: ThreadPoolExecutor, directory: Path, hospitals: Sequence[Hospital], maker: _KeyMaker, view: View
+    pool: ThreadPoolExecutor, directory: Path, hospitals: Sequence[Hospital], maker: KeyMaker, view: View
 ) -> list[Member]:
     def make(hospital: Hospital) -> Member:
         home = directory / hospital.site
         home.mkdir()
-        key = maker.make(hospital.site)
+        technician = Technician(on_touch=lambda: view.note(f"{hospital.name}: {TOUCHES}"))
+        key = maker.make(hospital.site, technician)
         view.hospital(hospital.site, state="key made", key=describe_key(key))
         return Member(hospital, home, key)
 
     return list(pool.map(make, hospitals))
-
-
-def describe_key(key: HardwareKey) -> str:
-    """A key in a few words."""
-    return {"tpm": "key in its TPM", "software": "key in a file"}.get(key.kind.value, f"{key.kind.value} key")
 
 
 def _write_study(
@@ -210,10 +186,12 @@ def _write_study(
     *,
     rounds: int,
     now: datetime,
+    privacy: PrivacyTerms | None,
 ) -> tuple[Study, bytes, bytes]:
     model = cohort.model(cohort.data.width)
-    study = cohort.study(hospitals, model, rounds=rounds, now=now)
+    study = cohort.study(hospitals, model, rounds=rounds, now=now, privacy=privacy)
     study_file = study.model_dump_json(indent=2).encode() + b"\n"
+    check_privacy(aggregation_terms(study, study_digest(study_file)))
     (directory / "study.json").write_bytes(study_file)
     (directory / "model.onnx").write_bytes(model)
     return study, study_file, model
@@ -222,12 +200,7 @@ def _write_study(
 def _write_roster(directory: Path, members: Sequence[Member]) -> tuple[bytes, bytes]:
     """The roster that every hospital pins, and the private half of the coordinator's key that it names."""
     key = ec.generate_private_key(ec.SECP256R1())
-    nodes = {
-        member.hospital.site: (
-            roster_node(member.hospital.site, member.key.kind, EvidenceClass.NONE, member.key.public_key()),
-        )
-        for member in members
-    }
+    nodes = {member.hospital.site: (RosterNode(member.hospital.site, member.key.root()),) for member in members}
     roster = encode_roster(Roster(nodes, key.public_key()))
     (directory / "roster.json").write_bytes(roster)
     return roster, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -123,7 +123,8 @@ class PlainView:
     def round(self, record: RoundRecord) -> None:
         """A round has ended."""
         name = f"round {record.number}/{self._rounds}" if record.number <= self._rounds else "last evaluation"
-        self.note(f"{name}: loss {_number(record.loss)}, AUC {_number(record.auc, 3)}, {record.seconds:.2f} s")
+        scores = f"loss {_number(record.loss)}, AUC {_number(record.auc, 3)}"
+        self.note(f"{name}: {'scores withheld' if record.withheld else scores}, {record.seconds:.2f} s")
 
 
 @dataclass(slots=True)
@@ -225,6 +226,8 @@ def _curves(records: Sequence[RoundRecord]) -> RenderableType:
     """Loss and AUC of the trained models; round 1 scored the untrained one, which would flatten the rest."""
     if len(records) < 2:
         return Text()
+    if records[-1].withheld:
+        return Text("Scores are withheld under noise; the trained model is scored at the end.", style="dim")
     table = Table.grid(padding=(0, 2, 0, 0))
     curves = (("loss", [record.loss for record in records], 4), ("AUC", [record.auc for record in records], 3))
     for name, values, digits in curves:
@@ -242,7 +245,7 @@ def _round_table(records: Sequence[RoundRecord], rounds: int) -> RenderableType:
         table.add_column(heading, justify="right")
     for record in records[-SHOWN_ROUNDS:]:
         name = str(record.number) if record.number <= rounds else "last"
-        accuracy = f"{100 * record.accuracy:.1f} %"
+        accuracy = f"{100 * record.accuracy:.1f} %" if math.isfinite(record.accuracy) else "-"
         table.add_row(name, _number(record.loss), _number(record.auc, 3), accuracy, f"{record.seconds:.2f} s")
     return table
 

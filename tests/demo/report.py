@@ -14,16 +14,18 @@ from markupsafe import Markup
 from tests.demo.findings import count_word, findings
 from tests.demo.plots import Guide, Line, line_chart, round_ticks
 from tests.demo.scores import Scores
-from tests.demo.summary import METHODS, Centre, Compared, RoundRecord, Summary
+from tests.demo.summary import METHODS, Centre, Compared, PrivacyRecord, RoundRecord, Summary
 
 NOTHING = "\N{EN DASH}"
+STRONG_EPSILON, REASONABLE_EPSILON = 1, 10
+"""The tiers of Ponomareva et al., How to DP-fy ML, JAIR 77 (2023), section 5.2.1."""
 PAGE = Path(__file__).parent / "page"
 KEY_NAMES = {"tpm": "TPM", "software": "software", "piv": "smartcard", "fido2": "security key"}
 KEY_WORDS = {
     "tpm": "a P-256 key, born in the box's own TPM 2.0 (here a software TPM), which it never leaves",
     "software": "a P-256 key in a file: for development only, no hardware holds it",
-    "piv": "a P-256 key on a PIV smartcard, which it never leaves",
-    "fido2": "a FIDO2 security key, which certified a session key after a touch",
+    "piv": "a P-256 key, born on a PIV smartcard (here a virtual one), which it never leaves",
+    "fido2": "a key in a FIDO2 security key (here a virtual one), which vouched for the box after a PIN and a touch",
 }
 
 
@@ -80,8 +82,10 @@ def render_report(summary: Summary, *, outcome: str, citation: str) -> str:
         charts=_charts(summary),
         rounds=[_round_row(record) for record in summary.log],
         secure=summary.secure,
+        withheld=any(record.withheld for record in summary.log),
         seen=_seen(summary),
         protocol=_protocol(summary),
+        privacy=None if summary.privacy is None else _privacy(summary.privacy),
         boxes=[_box_row(centre) for centre in centres],
         key_sentence=_key_sentence(summary),
         phases=_phases(summary),
@@ -112,8 +116,17 @@ def _chips(summary: Summary) -> list[dict[str, str]]:
         (f"{summary.seconds:.0f} s in all", ""),
         (f"keys: {keys}", "warn" if "software" in summary.key_kinds else ""),
         secure,
+        *(
+            []
+            if summary.privacy is None
+            else [(f"differential privacy: epsilon {summary.privacy.epsilon:.3g}", "good")]
+        ),
     ]
     return [{"text": text, "tone": tone} for text, tone in chips]
+
+
+def _privacy_chip(spent: PrivacyRecord) -> tuple[str, str]:
+    return f"differential privacy: epsilon {spent.epsilon:.3g}", "good" if spent.epsilon <= REASONABLE_EPSILON else ""
 
 
 def _figure(metric: Metric, summary: Summary) -> dict[str, str]:
@@ -213,9 +226,10 @@ def _charts(summary: Summary) -> list[dict[str, object]]:
     ]
 
 
-def _round_row(record: RoundRecord) -> dict[str, str]:
+def _round_row(record: RoundRecord) -> dict[str, object]:
     return {
         "number": str(record.number - 1),
+        "withheld": record.withheld,
         "auc": f"{record.auc:.3f}" if math.isfinite(record.auc) else NOTHING,
         "loss": f"{record.loss:.4f}",
         "accuracy": f"{100 * record.accuracy:.1f} %",
@@ -229,12 +243,25 @@ def _seen(summary: Summary) -> list[dict[str, str]]:
     masked = "masked" if summary.secure else "yes"
     update = "only the sum over the whole cohort" if summary.secure else "each hospital's own update, in the clear"
     counts = "only the cohort's sums" if summary.secure else "each hospital's own counts"
+    if summary.privacy is not None:
+        return _seen_under_noise()
     return [
         {"what": "Patient records", "left": "no", "reads": "nothing"},
         {"what": "Single values, identifiers, dates", "left": "no", "reads": "nothing"},
         {"what": "Sums of number fields (round 0)", "left": masked, "reads": counts.replace("counts", "sums")},
         {"what": "Model updates", "left": masked, "reads": update},
         {"what": "Row counts, correct answers, score histograms", "left": masked, "reads": counts},
+        {"what": "The hospital's private key", "left": "no", "reads": "nothing"},
+    ]
+
+
+def _seen_under_noise() -> list[dict[str, str]]:
+    return [
+        {"what": "Patient records", "left": "no", "reads": "nothing"},
+        {"what": "Single values, identifiers, dates", "left": "no", "reads": "nothing"},
+        {"what": "Sums of number fields", "left": "no", "reads": "nothing: each hospital standardises by its own"},
+        {"what": "Model updates", "left": "masked", "reads": "only the sum over the whole cohort, with noise"},
+        {"what": "Row counts, correct answers, score histograms", "left": "no", "reads": "nothing: withheld"},
         {"what": "The hospital's private key", "left": "no", "reads": "nothing"},
     ]
 
@@ -252,9 +279,46 @@ def _protocol(summary: Summary) -> list[dict[str, str]]:
             "value": f"{last.legs}",
         },
         {"what": "Bytes sent by one hospital, a round", "value": f"{sent:,.0f}"},
-        {"what": "Sums that the coordinator learnt, beside those of round 0", "value": f"{len(summary.log)}"},
+        _learnt(summary),
         {"what": "Single updates, sizes or scores that it learnt", "value": "0"},
     ]
+
+
+def _learnt(summary: Summary) -> dict[str, str]:
+    if summary.privacy is not None:
+        return {"what": "Sums that the coordinator learnt, each with noise", "value": f"{summary.privacy.rounds}"}
+    return {"what": "Sums that the coordinator learnt, beside those of round 0", "value": f"{len(summary.log)}"}
+
+
+def _privacy(spent: PrivacyRecord) -> dict[str, object]:
+    """What noise gave each hospital, in words and numbers."""
+    return {
+        "sentence": (
+            "Noise stands between each hospital and everything that left. Epsilon bounds how surely anybody who reads "
+            "all models of this run, whatever else he or she knows, could tell whether a certain hospital took part: "
+            f"at 0 not at all. This one is {_tier(spent)}."
+        ),
+        "rows": [
+            {
+                "what": f"Epsilon, over all {spent.rounds} rounds (smaller is more private)",
+                "value": f"{spent.epsilon:.2f}",
+            },
+            {"what": "Delta, the chance that the bound does not hold", "value": f"{spent.delta:g}"},
+            {"what": "Clip: the longest update that counts whole (Euclidean norm)", "value": f"{spent.l2_clip:g}"},
+            {
+                "what": "Noise multiplier: deviation of the cohort's noise, in units of what one hospital can change",
+                "value": f"{spent.noise_multiplier:g}",
+            },
+        ],
+    }
+
+
+def _tier(spent: PrivacyRecord) -> str:
+    if spent.epsilon <= STRONG_EPSILON:
+        return f"a strong bound ({STRONG_EPSILON} or less)"
+    if spent.epsilon <= REASONABLE_EPSILON:
+        return f"a reasonable bound ({REASONABLE_EPSILON} or less)"
+    return f"a weak bound by itself (more than {REASONABLE_EPSILON})"
 
 
 def _box_row(centre: Centre) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import math
 import os
 import shutil
@@ -16,6 +17,7 @@ from typing import Literal, cast
 
 from agent.core.errors import SecureHealthError
 from agent.service.state import load_status
+from agent.trust.study import PrivacyTerms
 from provisioning.coordinator.directory import CoordinatorDirectory, CoordinatorSettings
 from provisioning.coordinator.fab import has_ended, launch_run
 from provisioning.coordinator.progress import Happening, follow_events
@@ -25,7 +27,16 @@ from tests.demo.live import View
 from tests.demo.parts import PartFailedError, tail
 from tests.demo.report import render_report
 from tests.demo.scoring import Scored, score_model
-from tests.demo.summary import Centre, ModelRecord, RoundRecord, Summary, store_bytes, store_summary, store_text
+from tests.demo.summary import (
+    Centre,
+    ModelRecord,
+    PrivacyRecord,
+    RoundRecord,
+    Summary,
+    store_bytes,
+    store_summary,
+    store_text,
+)
 
 RESULTS = ("summary.json", "report.html", "model.onnx")
 JOIN_LIMIT_S = 60.0
@@ -47,17 +58,19 @@ class Options:
         cohort: The data set.
         hospitals: Who takes part.
         rounds: Rounds of training.
-        key: `tpm` or `software`.
+        keys: The kind of each hospital's key.
         output: Where report, summary and model go.
         secure: Whether updates are aggregated under masks.
+        privacy: Noise on what is released, or none.
     """
 
     cohort: Cohort
     hospitals: tuple[Hospital, ...]
     rounds: int
-    key: str
+    keys: tuple[str, ...]
     output: Path
     secure: bool = True
+    privacy: PrivacyTerms | None = None
 
 
 @dataclass(slots=True)
@@ -137,9 +150,10 @@ def run_demo(
             options.cohort,
             options.hospitals,
             rounds=options.rounds,
-            key=options.key,
+            keys=options.keys,
             now=now,
             view=view,
+            privacy=options.privacy,
             allow_plain=not options.secure,
         )
     try:
@@ -156,7 +170,8 @@ def run_demo(
         with watch.phase("local and pooled models, scoring", view):
             model = coordination.trained_model.read_bytes()
             scored = score_model(options.cohort, options.hospitals, consortium.study, model)
-        summary = _summarise(options, consortium, scored, log.records, watch, now)
+        privacy = _read_privacy(coordination, options.privacy)
+        summary = _summarise(options, consortium, scored, log.records, watch, now, privacy)
         _write(options, summary, scored.model)
         while_running()
     finally:
@@ -292,6 +307,7 @@ def _summarise(
     records: Sequence[RoundRecord],
     watch: Stopwatch,
     now: datetime,
+    privacy: PrivacyRecord | None,
 ) -> Summary:
     centres = []
     for member in consortium.members:
@@ -326,6 +342,21 @@ def _summarise(
             parameters=consortium.study.model.parameters,
             description=options.cohort.model_description,
         ),
+        privacy=privacy,
+    )
+
+
+def _read_privacy(directory: CoordinatorDirectory, asked: PrivacyTerms | None) -> PrivacyRecord | None:
+    """What the coordinator accounted; None without noise."""
+    if asked is None:
+        return None
+    spent = json.loads(directory.result.read_bytes())["privacy"]
+    return PrivacyRecord(
+        epsilon=spent["epsilon"],
+        delta=spent["delta"],
+        rounds=spent["rounds"],
+        l2_clip=asked.l2_clip,
+        noise_multiplier=asked.noise_multiplier,
     )
 
 

@@ -70,6 +70,30 @@ class RoundRecord:
     legs: int
     bytes_up: int
 
+    @property
+    def withheld(self) -> bool:
+        """Whether the hospitals reported no scores, as they do under noise."""
+        return not self.evaluated
+
+
+@dataclass(frozen=True, slots=True)
+class PrivacyRecord:
+    """The differential privacy that the run gave each hospital.
+
+    Args:
+        epsilon: Reached over all rounds, as the coordinator accounted it.
+        delta: The study's.
+        rounds: Noisy sums released.
+        l2_clip: Euclidean bound on one hospital's update.
+        noise_multiplier: Standard deviation of the cohort's noise over the sensitivity.
+    """
+
+    epsilon: float
+    delta: float
+    rounds: int
+    l2_clip: float
+    noise_multiplier: float
+
 
 @dataclass(frozen=True, slots=True)
 class ModelRecord:
@@ -104,6 +128,7 @@ class Summary:
         log: The rounds, in order.
         phases: Seconds by phase, in order.
         model: The trained model.
+        privacy: The differential privacy that noise gave; None without noise.
     """
 
     data: str
@@ -117,6 +142,7 @@ class Summary:
     log: tuple[RoundRecord, ...]
     phases: Mapping[str, float]
     model: ModelRecord
+    privacy: PrivacyRecord | None = None
 
     @property
     def mean(self) -> Compared:
@@ -138,6 +164,7 @@ class Summary:
             "rounds": self.rounds,
             "seconds": round(self.seconds, 2),
             "secure": self.secure,
+            "privacy": None if self.privacy is None else asdict(self.privacy),
             "key_kinds": {centre.site: centre.key_kind for centre in self.centres},
             "model": self.model.path,
             "model_sha256": self.model.digest,

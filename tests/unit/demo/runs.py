@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from tests.demo.scores import Scores
-from tests.demo.summary import Centre, Compared, ModelRecord, RoundRecord, Summary
+from tests.demo.summary import Centre, Compared, ModelRecord, PrivacyRecord, RoundRecord, Summary
 
 
 def scores(auc: float, accuracy: float = 0.8) -> Scores:
@@ -17,11 +17,20 @@ def centre(site: str, alone: float, federated: float, *, positives: int = 33, ke
     return Centre(site, site.title(), key_kind, 172, 89, positives, compared)
 
 
-def summary(*centres: Centre, secure: bool = False) -> Summary:
+PRIVACY = PrivacyRecord(epsilon=12.3, delta=1e-5, rounds=2, l2_clip=1.0, noise_multiplier=0.75)
+
+
+def withheld_round(number: int) -> RoundRecord:
+    return RoundRecord(number, 0.3, math.nan, math.nan, math.nan, 0, 2, 3, 9000)
+
+
+def summary(*centres: Centre, secure: bool = False, privacy: PrivacyRecord | None = None) -> Summary:
     log = tuple(
         RoundRecord(number, 0.3, 0.69 - number / 100, math.nan if number == 1 else 0.8, 0.7, 178, 2, 3, 9000)
         for number in (1, 2, 3)
     )
+    if privacy is not None:
+        log = tuple(withheld_round(number) for number in (1, 2, 3))
     return Summary(
         data="heart",
         title="Heart disease <in> two centres",
@@ -34,4 +43,5 @@ def summary(*centres: Centre, secure: bool = False) -> Summary:
         log=log,
         phases={"start": 9.0, "rounds": 1.0},
         model=ModelRecord("build/demo/model.onnx", "ab" * 32, 14, "logistic regression"),
+        privacy=privacy,
     )

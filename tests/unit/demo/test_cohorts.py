@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from agent.trust.model import verify_model
-from agent.trust.study import Study, parse_study
+from agent.trust.study import PrivacyTerms, Study, parse_study
 from tests.demo.baselines import BaseRate, fit_baseline
 from tests.demo.cohorts import COHORTS, DATA, Cohort
 from tests.demo.scoring import onnx_predictor, read_rows
@@ -29,6 +29,15 @@ def test_a_study_survives_its_file_and_fits_its_model(name: str) -> None:
     parsed = verify_model(model, study.model)
     assert not parsed.parameters.any()
     assert onnx_predictor(model)(np.ones((3, cohort.data.width))) == pytest.approx([0.5, 0.5, 0.5])
+
+
+def test_under_noise_nobody_sums_fields() -> None:
+    cohort = COHORTS["heart"]()
+    noise = PrivacyTerms(epsilon=100, delta=1e-5, l2_clip=1.0, noise_multiplier=1.0)
+    study = cohort.study(cohort.hospitals, cohort.model(13), rounds=20, now=NOW, privacy=noise)
+    assert (study.privacy, study.data.standardise) == (noise, "local")
+    (train, *_) = [item.train_x for item in read_rows(cohort, cohort.hospitals, study).values()]
+    assert train[:, 0].mean() == pytest.approx(0, abs=1e-3)
 
 
 def test_heart_has_the_published_rows() -> None:

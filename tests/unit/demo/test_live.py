@@ -2,10 +2,12 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
 from tests.demo.live import LiveView, PlainView, View, open_view, spark
 from tests.demo.summary import RoundRecord
+from tests.unit.demo.runs import withheld_round
 
 
 def play(console: Console) -> View:
@@ -37,6 +39,17 @@ def test_a_terminal_gets_a_picture_with_hospitals_rounds_and_curves() -> None:
     last = out.getvalue()
     for part in ("A study", "Cleveland", "key in its TPM", "lost", "round 2 of 2", "0.5000 → 0.4000", "75.0 %"):
         assert part in last
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_withheld_scores_are_called_that(terminal: bool) -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=100, force_terminal=terminal, color_system=None)
+    with open_view(console, title="A study", hospitals={"a": "Cleveland"}, rounds=2) as view:
+        for number in (1, 2, 3):
+            view.round(withheld_round(number))
+    assert "withheld" in out.getvalue()
+    assert "nan" not in out.getvalue()
 
 
 def test_a_spark_line_spans_its_values_and_skips_nan() -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.demo.found import why_no_tpm
 from tests.demo.parts import Part, PartFailedError, stop_all, tail
 from tests.demo.run import held_output
 
@@ -49,11 +48,6 @@ def test_two_demonstrations_do_not_share_an_output(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text("of an earlier run", encoding="utf-8")
     with held_output(tmp_path):
         assert not (tmp_path / "summary.json").exists()
-
-
-def test_a_missing_simulator_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
-    assert why_no_tpm() == "swtpm, swtpm_setup, swtpm_localca is not installed"
 
 
 def test_the_tail_of_a_missing_log_is_empty(tmp_path: Path) -> None:

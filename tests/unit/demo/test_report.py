@@ -3,12 +3,14 @@
 import json
 import math
 import re
+from dataclasses import asdict, replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 
 from tests.demo.findings import findings
+from tests.demo.keys import KINDS
 from tests.demo.plots import Guide, Line, line_chart, round_ticks
 from tests.demo.report import render_report
 from tests.demo.summary import METHODS, store_summary
@@ -69,6 +71,45 @@ def test_keys_of_several_kinds_are_counted_and_explained() -> None:
     assert "one with a P-256 key in a file: for development only" in text
 
 
+def test_every_kind_of_key_is_explained() -> None:
+    centres = [runs.centre(kind, 0.8, 0.9, key_kind=kind) for kind in KINDS]
+    text = render_report(runs.summary(*centres), outcome="x", citation="y")
+    for part in ("keys: 1 TPM, 1 smartcard, 1 security key, 1 software", "PIV smartcard", "FIDO2 security key"):
+        assert part in text
+
+
+def test_noise_is_stated_and_withheld_scores_are_called_that() -> None:
+    text = render_report(runs.summary(secure=True, privacy=runs.PRIVACY), outcome="x", citation="y")
+    for part in (
+        "epsilon 12.3",
+        "a weak bound by itself",
+        "12.30",
+        "1e-05",
+        "0.75",
+        "Scores are withheld",
+        "withheld</td>",
+    ):
+        assert part in text
+    assert "nan" not in text
+    assert "<svg" not in text
+    assert "over all 2 rounds" in text
+    assert "from sums in round 0" not in text
+    assert "Differential privacy" not in page(secure=True)
+
+
+@pytest.mark.parametrize(("epsilon", "tier"), [(0.9, "a strong bound"), (10, "a reasonable bound"), (10.1, "a weak")])
+def test_an_epsilon_is_put_into_words(epsilon: float, tier: str) -> None:
+    privacy = replace(runs.PRIVACY, epsilon=epsilon)
+    assert tier in render_report(runs.summary(secure=True, privacy=privacy), outcome="x", citation="y")
+
+
+def test_the_summary_holds_what_noise_gave(tmp_path: Path) -> None:
+    store_summary(tmp_path / "summary.json", runs.summary(secure=True, privacy=runs.PRIVACY))
+    stored = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    assert stored["privacy"] == asdict(runs.PRIVACY)
+    assert [entry["loss"] for entry in stored["log"]] == [None, None, None]
+
+
 def test_the_summary_is_json_without_nan(tmp_path: Path) -> None:
     path = tmp_path / "out" / "summary.json"
     store_summary(path, runs.summary())
@@ -76,6 +117,7 @@ def test_the_summary_is_json_without_nan(tmp_path: Path) -> None:
     assert stored["hospitals"] == 2
     assert stored["key_kinds"] == {"budapest": "tpm", "long-beach": "tpm"}
     assert stored["secure"] is False
+    assert stored["privacy"] is None
     assert stored["log"][0]["auc"] is None
     assert set(stored["overall"]) == set(METHODS) <= set(stored["centres"][0])
     assert [item.name for item in path.parent.iterdir()] == ["summary.json"]
