@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from typing_extensions import override
 
 from agent.cli.run import DEFAULT_CONFIG
@@ -26,8 +27,8 @@ from agent.identity.key import (
     init_key,
     open_key,
 )
-from agent.identity.session import RENEWAL_FOR_KIND
-from agent.statements.kinds import Possession
+from agent.identity.session import renewal_policy, utc
+from agent.statements.kinds import Possession, SessionCertificate
 from agent.statements.roots import KeyKind, verify_proof
 
 app = typer.Typer(name="key", help="The key that says who this box is.", no_args_is_help=True)
@@ -110,6 +111,28 @@ def try_key(key: KeyOption = None, config: ConfigOption = DEFAULT_CONFIG, force:
 
 
 @app.command()
+def renew(config: ConfigOption = DEFAULT_CONFIG, force: ForceOption = False) -> None:
+    """Let this box's key vouch for the running agent: enter its PIN, touch it, and the box takes part again."""
+    from agent.service.control import renew_session  # noqa: PLC0415 - other commands need not load the service
+
+    settings = load_config(config)
+    key = open_key(settings.key.uri, person=TerminalPerson(force=force))
+    expires_s = renew_session(settings.node.state_directory, key, show=_show_offer)
+    typer.echo(f"Done: this box can prove who it is until {utc(expires_s)}.")
+
+
+@app.command()
+def link(config: ConfigOption = DEFAULT_CONFIG) -> None:
+    """Print the public key by which the SuperLink knows this box, for the consortium to register."""
+    from agent.service.wiring import link_of  # noqa: PLC0415 - other commands need not load the service
+
+    settings = load_config(config)
+    public_key = link_of(settings, open_key(settings.key.uri, person=TerminalPerson()))
+    pem = public_key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    typer.echo(pem.decode(), nl=False)
+
+
+@app.command()
 def pin(
     key: KeyOption = None,
     config: ConfigOption = DEFAULT_CONFIG,
@@ -125,12 +148,20 @@ def pin(
     typer.echo("The PIN was changed.")
 
 
+def _show_offer(offer: SessionCertificate) -> None:
+    hours = (offer.expires_s - offer.issued_s) / 3600
+    typer.echo("Your key will now sign that the agent on this box may act in its name:")
+    typer.echo(
+        f"  hospital  {offer.site}\n  box       {offer.node}\n  until     {utc(offer.expires_s)} ({hours:.3g} h)"
+    )
+
+
 def _uri(key: str | None, config: Path) -> str:
     return key if key is not None else load_config(config).key.uri
 
 
 def _describe(key: HardwareKey) -> None:
-    presence, policy = key.presence(), RENEWAL_FOR_KIND[key.kind]
+    presence, policy = key.presence(), renewal_policy(key)
     if key.kind is KeyKind.SOFTWARE:
         typer.secho(_SOFTWARE_WARNING, fg="yellow", bold=True, err=True)
     who = "by itself" if key.capabilities.unattended else "and a person must be there"

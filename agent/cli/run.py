@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from agent.core.config import load_config
-from agent.core.errors import OperatorError
 
 DEFAULT_CONFIG = Path("/etc/secur-e-health/agent.toml")
 
@@ -24,17 +23,18 @@ def run(config: ConfigOption = DEFAULT_CONFIG) -> int:
 
 def status(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Say how the agent on this box does."""
-    from agent.service.state import load_status  # noqa: PLC0415 - other commands need not load the service
+    from agent.identity.session import utc  # noqa: PLC0415 - other commands need not load the service
+    from agent.service.state import load_status, not_running  # noqa: PLC0415 - the same
 
     current = load_status(load_config(config).node.state_directory)
     if current is None:
-        raise OperatorError(
-            "cli.not_running",
-            "No agent runs on this box.",
-            next_step="Start it: `seh-agent run`, or let your service manager do so.",
-        )
+        raise not_running()
     typer.echo(f"{current.link}, node {current.node_id or 'not known yet'}")
     if current.answering:
         typer.echo(f"working on {current.answering}")
+    if current.session_expires_s is not None:
+        typer.echo(f"its key vouches for it until {utc(current.session_expires_s)}")
+    if current.session_sentence:
+        typer.echo(" ".join((current.session_sentence, current.session_next_step)).rstrip())
     if current.trouble:
         typer.echo(f"{current.sentence}\n{current.next_step}\n[{current.trouble}]")

@@ -23,14 +23,14 @@ def resume(
     study: Annotated[str, typer.Argument(help="The study's name.")], config: ConfigOption = DEFAULT_CONFIG
 ) -> None:
     """Let a study run here again that failed on this box's data and was paused; look at the log first."""
-    from agent.federation.journal import FileJournal  # noqa: PLC0415 - other commands need not load it
+    from agent.federation.journal import lift_pause  # noqa: PLC0415 - other commands need not load it
     from agent.federation.secure import journals_of_study  # noqa: PLC0415 - the same
     from agent.federation.studies import load_study  # noqa: PLC0415 - the same
 
     settings = load_config(config)
     folder = load_study(settings.studies.directory, study)
     directories = journals_of_study(settings.node.state_directory, folder.digest)
-    lifted = [FileJournal(directory).resume() for directory in directories]
+    lifted = [lift_pause(directory) for directory in directories]
     if not any(lifted):
         raise OperatorError(
             "cli.not_paused",

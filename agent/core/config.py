@@ -20,6 +20,10 @@
     [roster]
     file = "/etc/secur-e-health/roster.json"
 
+    [vault]                                            # only where a TPM is to seal this box's secrets
+    approver = "/etc/secur-e-health/releases.pem"
+    approvals = "/var/lib/secur-e-health/approvals"
+
 Relative paths start at the file's own directory.
 """
 
@@ -85,9 +89,29 @@ class KeySection(_Section):
 
     Args:
         uri: `tpm:...`, `piv:...`, `fido2:...`, or (demo only) `software:...`.
+        sessions_in: `tpm:...`, where a box whose own key is a card or a security key has a TPM too: session keys then
+            live in that TPM, not in memory.
     """
 
     uri: str = Field(pattern=r"^[a-z0-9]+:", max_length=1000)
+    sessions_in: str | None = Field(default=None, pattern=r"^tpm:", max_length=1000)
+
+    @property
+    def tpm_uri(self) -> str | None:
+        """The box's TPM, if it uses one."""
+        return self.uri if self.uri.startswith("tpm:") else self.sessions_in
+
+
+class VaultSection(_Section):
+    """Seals the box's secrets to its TPM and to boot states that somebody approved.
+
+    Args:
+        approver: PEM file with the public key (P-256) that approves boot states.
+        approvals: Directory with the approvals (`*.cbor`, `agent.attestation.policy.encode_approval`).
+    """
+
+    approver: LocalPath
+    approvals: LocalPath
 
 
 class DataSection(_Section):
@@ -155,11 +179,14 @@ class AgentConfig(_Section):
     data: DataSection
     studies: StudiesSection
     roster: RosterSection | None = None
+    vault: VaultSection | None = None
     training: TrainingSection = TrainingSection()
     federation: FederationSection = FederationSection()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.vault is not None and self.key.tpm_uri is None:
+            raise ValueError("vault needs a TPM: key.uri or key.sessions_in must begin with tpm:")
         if self.node.environment == "production":
             if self.federation.allow_plain:
                 raise ValueError('federation.allow_plain needs node.environment = "demo"')

@@ -1,20 +1,24 @@
 """What a box remembers about one study on one data set, so that no restart makes it answer a round twice.
 
-    attempts.jsonl    one line a record, appended
-    model.bin         the model accepted last: u32be round | SHA-256 of the rest | float32 little-endian
-    configuration     what the first round's request added to the study
+    attempts.jsonl    one line a record, appended; each carries a code over itself and the line before
+    model.bin         the model accepted last: code over the rest | u32be round | float32 little-endian
+    configuration     what the first round's request added to the study: code over the rest | JSON
     paused.json       why nothing of this study runs here until somebody has looked
 
-Each write is on the disk before the call returns.
+Each write is on the disk before the call returns. The codes are HMAC-SHA256 under a key from the box's vault and name
+the journal's place: what another box, another study or an editor wrote is no record. A whole older state of the
+directory, put back, is not recognised: that takes a counter outside the disk.
 """
 
 from __future__ import annotations
 
-import hashlib
+import hmac
 import json
 import os
 import struct
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 
@@ -22,24 +26,34 @@ from agent.core.errors import HardwareError, OperatorError
 from agent.federation.studies import broken_rule
 from agent.secagg.journal import AcceptedModel, AttemptRecord
 
-_HEAD = struct.Struct(">I32s")
+JOURNAL_PURPOSE: Final = "journal integrity v1"
+"""What the vault is asked for (`agent.identity.vault.Vault.key_for`)."""
+_ROUND = struct.Struct(">I")
+_CODE_BYTES = 32
 
 
 class FileJournal:
     """A `agent.secagg.journal.Journal` in a directory of its own; one process and one thread at a time."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, key: bytes) -> None:
         """Read what is there; a line that a power cut left half-written counts as never written.
 
+        Args:
+            directory: `.../<study>/<data set>`; made where it is missing.
+            key: The box's for `JOURNAL_PURPOSE`.
+
         Raises:
-            HardwareError: The files are damaged: the disk cannot be trusted with this study.
+            HardwareError: The files are damaged, or not this box's: the disk cannot be trusted with this study.
         """
         _make_directory(directory)
         self._directory = directory
+        self._key = key
         self._attempts: dict[tuple[int, int], AttemptRecord] = {}
         self._cohorts: dict[bytes, tuple[str, ...]] = {}
+        self._last_code = self._code(b"attempts.jsonl", b"")
+        self._log_size = 0
         for line in self._whole_lines():
-            self._remember(_parse_record(line, self._log))
+            self._take_line(line)
         self._model = self._load_model()
 
     @property
@@ -56,15 +70,21 @@ class FileJournal:
 
     def record_attempt(self, record: AttemptRecord) -> None:
         """Write a new attempt, or a new lock on the latest one."""
+        fields = _encode_record(record)
+        code = self._code(self._last_code, json.dumps(fields).encode())
+        line = json.dumps(fields | {"code": code.hex()}).encode() + b"\n"
         descriptor = os.open(self._log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            _write_all(descriptor, _encode_record(record))
+            _write_all(descriptor, line)
             os.fsync(descriptor)
+        except OSError:
+            os.ftruncate(descriptor, self._log_size)  # half a line on a full disk would spoil the next one
+            raise
         finally:
             os.close(descriptor)
         if not self._attempts:
             _sync_directory(self._directory)
-        self._remember(record)
+        self._remember(record, code, len(line))
 
     def accepted_model(self) -> AcceptedModel | None:
         """The model accepted last."""
@@ -73,7 +93,7 @@ class FileJournal:
     def record_model(self, model: AcceptedModel) -> None:
         """Write the model accepted last."""
         body = np.ascontiguousarray(model.parameters, dtype="<f4").tobytes()
-        self._store("model.bin", _HEAD.pack(model.round_number, hashlib.sha256(body).digest()) + body)
+        self._store_coded("model.bin", _ROUND.pack(model.round_number) + body)
         self._model = AcceptedModel(model.round_number, model.parameters.copy())
 
     def pin_configuration(self, configuration: bytes) -> None:
@@ -81,11 +101,12 @@ class FileJournal:
 
         Raises:
             PeerProtocolError: It differs from that of the first round.
+            HardwareError: What was kept of the first round is damaged.
         """
-        path = self._directory / "configuration"
-        if not path.exists():
-            self._store(path.name, configuration)
-        elif path.read_bytes() != configuration:
+        pinned = self._load_coded("configuration")
+        if pinned is None:
+            self._store_coded("configuration", configuration)
+        elif pinned != configuration:
             raise broken_rule("other moments than in an earlier round")
 
     def pause(self, code: str) -> None:
@@ -107,19 +128,34 @@ class FileJournal:
                 directory=self._directory.name,
             )
 
-    def resume(self) -> bool:
-        """Lift a pause; returns whether there was one."""
-        path = self._directory / "paused.json"
-        if not path.exists():
-            return False
-        path.unlink()
-        _sync_directory(self._directory)
-        return True
+    def _take_line(self, line: bytes) -> None:
+        """Take a line that follows on the last one.
 
-    def _remember(self, record: AttemptRecord) -> None:
+        Raises:
+            HardwareError: It does not, or is no record.
+        """
+        try:
+            fields = json.loads(line)
+            code = bytes.fromhex(fields.pop("code"))
+            record = _parse_record(fields)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise _damaged(self._log) from error
+        if not hmac.compare_digest(code, self._code(self._last_code, json.dumps(fields).encode())):
+            raise _damaged(self._log)
+        self._remember(record, code, len(line) + 1)
+
+    def _remember(self, record: AttemptRecord, code: bytes, size: int) -> None:
+        self._last_code = code
+        self._log_size += size
         self._attempts[record.round_number, record.attempt] = record
         if record.sites:
             self._cohorts.setdefault(record.model, record.sites)
+
+    def _code(self, before: bytes, content: bytes) -> bytes:
+        """HMAC over what comes before (a file's name, or the code of the line before), the place, and the content."""
+        place = "/".join(self._directory.parts[-2:]).encode()
+        message = b"".join(len(part).to_bytes(8, "big") + part for part in (place, before, content))
+        return hmac.digest(self._key, message, "sha256")
 
     def _whole_lines(self) -> list[bytes]:
         if not self._log.exists():
@@ -128,17 +164,25 @@ class FileJournal:
         whole = data.rfind(b"\n") + 1
         if whole != len(data):
             os.truncate(self._log, whole)
-        return data[:whole].splitlines()
+        return data[:whole].split(b"\n")[:-1]
 
     def _load_model(self) -> AcceptedModel | None:
-        path = self._directory / "model.bin"
+        data = self._load_coded("model.bin")
+        if data is None:
+            return None
+        return AcceptedModel(_ROUND.unpack_from(data)[0], np.frombuffer(data, dtype="<f4", offset=_ROUND.size))
+
+    def _store_coded(self, name: str, content: bytes) -> None:
+        self._store(name, self._code(name.encode(), content) + content)
+
+    def _load_coded(self, name: str) -> bytes | None:
+        path = self._directory / name
         if not path.exists():
             return None
         data = path.read_bytes()
-        number, digest = _HEAD.unpack_from(data) if len(data) >= _HEAD.size else (0, b"")
-        if hashlib.sha256(data[_HEAD.size :]).digest() != digest:
+        if not hmac.compare_digest(data[:_CODE_BYTES], self._code(name.encode(), data[_CODE_BYTES:])):
             raise _damaged(path)
-        return AcceptedModel(number, np.frombuffer(data, dtype="<f4", offset=_HEAD.size))
+        return data[_CODE_BYTES:]
 
     def _store(self, name: str, data: bytes) -> None:
         partial = self._directory / f"{name}.partial"
@@ -152,8 +196,18 @@ class FileJournal:
         _sync_directory(self._directory)
 
 
-def _encode_record(record: AttemptRecord) -> bytes:
-    fields = {
+def lift_pause(directory: Path) -> bool:
+    """Lift the pause of the study whose journal lies there; returns whether there was one."""
+    path = directory / "paused.json"
+    if not path.exists():
+        return False
+    path.unlink()
+    _sync_directory(directory)
+    return True
+
+
+def _encode_record(record: AttemptRecord) -> dict[str, object]:
+    return {
         "round": record.round_number,
         "attempt": record.attempt,
         "context": record.context.hex(),
@@ -161,22 +215,17 @@ def _encode_record(record: AttemptRecord) -> bytes:
         "model": record.model.hex(),
         "lock": record.lock.hex(),
     }
-    return json.dumps(fields).encode() + b"\n"
 
 
-def _parse_record(line: bytes, path: Path) -> AttemptRecord:
-    try:
-        fields = json.loads(line)
-        return AttemptRecord(
-            int(fields["round"]),
-            int(fields["attempt"]),
-            bytes.fromhex(fields["context"]),
-            tuple(fields["sites"]),
-            bytes.fromhex(fields["model"]),
-            bytes.fromhex(fields["lock"]),
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(path) from error
+def _parse_record(fields: Mapping[str, Any]) -> AttemptRecord:
+    return AttemptRecord(
+        int(fields["round"]),
+        int(fields["attempt"]),
+        bytes.fromhex(fields["context"]),
+        tuple(fields["sites"]),
+        bytes.fromhex(fields["model"]),
+        bytes.fromhex(fields["lock"]),
+    )
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
@@ -205,6 +254,6 @@ def _sync_directory(directory: Path) -> None:
 def _damaged(path: Path) -> HardwareError:
     return HardwareError(
         "rounds.journal_damaged",
-        f"The record of rounds in {path} is damaged.",
+        f"The record of rounds in {path} is damaged, or was not written by this box.",
         next_step="Take no part in this study until the disk was checked; a new study begins with a new record.",
     )

@@ -72,6 +72,7 @@ class SecureSettings:
         coordinator: Who may ask.
         session: The key that signs for this box.
         stopping: Whether the agent was told to stop: training that a stop cut short is no failure of the study.
+        journal_key: Protects the journals against other hands (`agent.federation.journal`).
     """
 
     site: str
@@ -80,6 +81,7 @@ class SecureSettings:
     coordinator: ec.EllipticCurvePublicKey
     session: SessionSource = field(repr=False)
     stopping: Callable[[], bool] = field(repr=False)
+    journal_key: bytes = field(repr=False)
 
 
 class SecureHandler:
@@ -131,7 +133,8 @@ class SecureHandler:
         settings = self._settings
         try:
             certified = settings.session()
-            journal = FileJournal(journal_directory(settings.state, run.folder.digest, run.dataset.id))
+            directory = journal_directory(settings.state, run.folder.digest, run.dataset.id)
+            journal = FileJournal(directory, settings.journal_key)
         except HardwareError as error:
             raise RefusedError(Refusal.BUSY, error) from error
         session = NodeSession(

@@ -380,7 +380,7 @@ def _person_needed(device: str, what: str) -> OperatorError:
     return OperatorError(
         "identity.person_needed",
         f"{device} wants {what}, and nobody is at the box.",
-        next_step="Run `seh-agent key test` at the box.",
+        next_step="Run `seh-agent key renew` at the box.",
     )
 
 

@@ -104,6 +104,8 @@ def open_vault(device: TPMDevice, path: Path, approvals: Sequence[Approval], *, 
         data = path.read_bytes()
     except FileNotFoundError:
         raise bad_vault(path, "is missing") from None
+    except OSError as error:
+        raise bad_vault(path, f"cannot be used: {error.strerror}") from error
     blob = parse_blob(data)
     if blob is None:
         raise bad_vault(path, "is damaged")

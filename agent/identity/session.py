@@ -6,7 +6,9 @@ inside the TPM where there is one, else in this process's memory only, and dies 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from threading import Lock
 from typing import Final, Protocol
@@ -16,11 +18,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent.core.clock import Clock
 from agent.core.errors import HardwareError, OperatorError, SecureHealthError
-from agent.identity.key import HardwareKey, PresenceState
+from agent.identity.key import HardwareKey
 from agent.statements.chain import CLOCK_SKEW_S
-from agent.statements.envelope import Proof, Statement, encode_proof
+from agent.statements.envelope import Proof, Statement, encode_proof, parse_proof
 from agent.statements.kinds import SessionCertificate
-from agent.statements.roots import LONGEST_LIFETIME_S, KeyKind, hash_for, key_id, public_key_bytes
+from agent.statements.roots import LONGEST_LIFETIME_S, KeyKind, hash_for, key_id, public_key_bytes, verify_proof
+
+OFFER_LIFE_S: Final = 300.0
+"""How long what was offered for signing may be signed and handed back."""
+ASK_BEFORE_S: Final = 2 * 3600
+"""How long before the end a person is asked to vouch for the box again."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -38,11 +45,14 @@ class RenewalPolicy:
     renew_before_s: int
 
 
-RENEWAL_FOR_KIND: Final = {
-    # Unattended kinds renew at half-time; a person is asked for the next day two hours before the present one ends.
-    kind: RenewalPolicy(longest_s, 2 * 3600 if kind is KeyKind.FIDO2 else longest_s // 2)
-    for kind, longest_s in LONGEST_LIFETIME_S.items()
-}
+def renewal_policy(key: HardwareKey) -> RenewalPolicy:
+    """How long `key` vouches at a time: a key that works unattended renews at half-time, a person late and once."""
+    longest_s = LONGEST_LIFETIME_S[key.kind]
+    return RenewalPolicy(longest_s, longest_s // 2 if key.capabilities.unattended else ASK_BEFORE_S)
+
+
+SessionKeySource = Callable[[], ec.EllipticCurvePrivateKey]
+"""Makes a fresh P-256 key that lives no longer than this process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +124,15 @@ class SessionStatus:
     next_step: str = ""
 
 
+_DEVICE_FOR_KIND: Final = {
+    KeyKind.TPM: "The TPM",
+    KeyKind.PIV: "The smartcard",
+    KeyKind.FIDO2: "The security key",
+    KeyKind.PKCS11: "The token",
+    KeyKind.SOFTWARE: "The key file",
+}
+
+
 class TimestampSource(Protocol):
     """Where the keeper learns the newest state of the trust repository that this node has seen."""
 
@@ -122,11 +141,27 @@ class TimestampSource(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """A session key that nobody vouches for yet.
+
+    Args:
+        signing_key: The key.
+        certificate: What the hardware key is to sign.
+        made_s: When, on the clock's monotonic scale.
+    """
+
+    signing_key: ec.EllipticCurvePrivateKey = field(repr=False)
+    certificate: SessionCertificate
+    made_s: float
+
+
 class SessionKeeper:
-    """Holds the current session and renews it in time. Thread-safe.
+    """Holds the current session and has it renewed in time. Thread-safe.
 
     The service calls `tick` once a second; with a key that works unattended, a session that a pulled-out device let
-    lapse is therefore back within two seconds of the device's return.
+    lapse is therefore back within two seconds of the device's return. A key that needs a person is never asked by
+    itself: somebody takes what `offer` gives, has the key sign it, in whatever process, and hands it to `accept`.
 
     Args:
         root: The hardware key; whether it works unattended it says itself.
@@ -134,8 +169,7 @@ class SessionKeeper:
         clock: The service's.
         timestamp_version: Asked at each issue.
         policy: How long and when; by the key's kind when None.
-        in_hardware: Whether the session key should live in the hardware, where it can hold one. A chip signs a few
-            times a second, so a node that sends more than that keeps the session key in memory.
+        new_session_key: Makes session keys; `root` itself when None.
     """
 
     def __init__(
@@ -146,17 +180,19 @@ class SessionKeeper:
         clock: Clock,
         timestamp_version: TimestampSource,
         policy: RenewalPolicy | None = None,
-        in_hardware: bool = True,
+        new_session_key: SessionKeySource | None = None,
     ) -> None:
         self._root = root
         self._subject = subject
         self._clock = clock
         self._timestamp_version = timestamp_version
-        self._policy = policy or RENEWAL_FOR_KIND[root.kind]
-        self._in_hardware = in_hardware
+        self._policy = policy or renewal_policy(root)
+        self._new_session_key = new_session_key or root.new_session_key
         self._session: ActiveSession | None = None
         self._failure: SecureHealthError | None = None
+        self._pending: _Offer | None = None
         self._renewing = Lock()
+        self._accepting = Lock()
 
     def current(self) -> ActiveSession:
         """The session to sign with now.
@@ -173,7 +209,11 @@ class SessionKeeper:
         """Renew if it is time and nobody is needed; never raises for a device that is gone."""
         if self._is_due() and self._root.capabilities.unattended and self._renewing.acquire(blocking=False):
             try:
-                self._renew(self._root)
+                self.renew()
+            except SecureHealthError as failure:
+                if self._failure is None or self._failure.code != failure.code:
+                    log.warning("session_renewal_failed", error=failure)
+                self._failure = failure
             finally:
                 self._renewing.release()
         return self.status()
@@ -187,21 +227,52 @@ class SessionKeeper:
         Raises:
             SecureHealthError: The key is gone, foreign or refuses, or the person did not come.
         """
-        with self._renewing:
-            self._renew(root or self._root)
-            if self._failure is not None:
-                raise self._failure
-        return self.current()
+        root = root or self._root
+        self._check_same(root.key_id)
+        draft = self._draft()
+        return self._install(draft, encode_proof(root.prove(draft.certificate)))
+
+    def offer(self) -> SessionCertificate:
+        """Make a session key, keep it for five minutes, and say what is to be signed for it; the latest offer counts.
+
+        Raises:
+            HardwareError: What makes session keys is gone.
+        """
+        draft = self._draft()
+        with self._accepting:
+            self._pending = draft
+        log.info("session_offered", expires_s=draft.certificate.expires_s)
+        return draft.certificate
+
+    def accept(self, envelope: bytes) -> ActiveSession:
+        """Take the present offer back, signed, and sign with its key from now on.
+
+        Args:
+            envelope: DSSE, over exactly what `offer` gave last, by this box's own key.
+
+        Raises:
+            OperatorError: Nothing is on offer (`identity.no_offer`), another statement was signed
+                (`identity.another_offer`), or another key signed it (`identity.another_key`).
+            PeerProtocolError: The envelope cannot be read, or its signature does not hold.
+        """
+        with self._accepting:
+            draft = self._pending
+            if draft is None or self._clock.monotonic_s() - draft.made_s > OFFER_LIFE_S:
+                self._pending = None
+                raise _no_offer()
+            session = self._install(draft, envelope)
+            self._pending = None
+        return session
 
     def status(self) -> SessionStatus:
-        """What the node can prove now, and what it needs."""
+        """What the node can prove now, and what it needs; the hardware is not touched for that."""
         session, failure = self._session, self._failure
         valid = session is not None and self._counts(session)
         expires_s = session.expires_s if session else None
         if valid and not self._is_due():
             return SessionStatus(SessionState.VALID, expires_s)
         if not self._root.capabilities.unattended:
-            return self._wants_person(expires_s)
+            return self._wants_person(expires_s if valid else None)
         state = SessionState.DUE if valid else SessionState.LAPSED
         sentence, next_step = (
             (failure.sentence, failure.next_step) if failure else ("The session is being renewed.", "")
@@ -209,47 +280,41 @@ class SessionKeeper:
         return SessionStatus(state, expires_s, sentence, next_step)
 
     def _wants_person(self, expires_s: int | None) -> SessionStatus:
-        presence = self._root.presence()
-        next_step = presence.next_step or "Run `seh-agent key test` at the box, and touch the key."
-        sentence = f"{presence.device} must vouch for this box again, and that takes a person."
-        if presence.state is PresenceState.ABSENT:
-            sentence = f"{presence.device} is needed to vouch for this box again, and is not there."
+        # A device that is polled cannot be used by whoever stands there with it; so it is not looked for either.
+        until = "before this box takes part in any study" if expires_s is None else f"again before {utc(expires_s)}"
+        sentence = f"{_DEVICE_FOR_KIND[self._root.kind]} must vouch for this box {until}, and that takes a person."
+        next_step = "Run `seh-agent key renew` at the box."
         return SessionStatus(SessionState.NEEDS_PERSON, expires_s, sentence, next_step)
 
-    def _renew(self, root: HardwareKey) -> None:
-        try:
-            self._check_same(root)
-            session = self._issue(root)
-        except (HardwareError, OperatorError) as failure:
-            if self._failure is None or self._failure.code != failure.code:
-                log.warning("session_renewal_failed", error=failure)
-            self._failure = failure
-            return
-        self._session, self._failure = session, None
-        log.info("session_renewed", expires_s=session.expires_s, key_kind=root.kind.value)
-
-    def _issue(self, root: HardwareKey) -> ActiveSession:
-        key = root.new_session_key() if self._in_hardware else ec.generate_private_key(ec.SECP256R1())
+    def _draft(self) -> _Offer:
+        key = self._new_session_key()
         issued_s = self._now_s()
         certificate = SessionCertificate(
             consortium=self._subject.consortium,
             site=self._subject.site,
             node=self._subject.node,
-            root_key=root.key_id,
+            root_key=self._root.key_id,
             session_key=public_key_bytes(key.public_key()).hex(),
             issued_s=issued_s,
             expires_s=issued_s + self._policy.lifetime_s,
             timestamp_version=self._timestamp_version(),
         )
-        return ActiveSession(key, encode_proof(root.prove(certificate)), issued_s, certificate.expires_s)
+        return _Offer(key, certificate, self._clock.monotonic_s())
 
-    def _check_same(self, root: HardwareKey) -> None:
-        if root.key_id != self._root.key_id:
-            raise OperatorError(
-                "identity.another_key",
-                "That is another key than the one that this box is enrolled with.",
-                next_step="Use this box's own key, or enrol the box again with the new one.",
-            )
+    def _install(self, draft: _Offer, envelope: bytes) -> ActiveSession:
+        proof, wanted = parse_proof(envelope), draft.certificate
+        self._check_same(proof.key_id)
+        if (proof.payload_type, proof.payload) != (wanted.payload_type(), wanted.payload()):
+            raise _another_offer()
+        verify_proof(proof, self._root.root())
+        session = ActiveSession(draft.signing_key, encode_proof(proof), wanted.issued_s, wanted.expires_s)
+        self._session, self._failure = session, None
+        log.info("session_renewed", expires_s=session.expires_s, key_kind=self._root.kind.value)
+        return session
+
+    def _check_same(self, signer: str) -> None:
+        if signer != self._root.key_id:
+            raise another_key()
 
     def _is_due(self) -> bool:
         session = self._session
@@ -273,3 +338,33 @@ class SessionKeeper:
             f"This box cannot prove who it is at the moment. {status.sentence}".rstrip(),
             next_step=status.next_step or "It goes on by itself as soon as its key answers.",
         )
+
+
+def utc(seconds: int) -> str:
+    """A moment, in seconds since 1970, as a technician reads it: to the minute, in UTC."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def another_key() -> OperatorError:
+    """The failure of a key that does not belong to this box."""
+    return OperatorError(
+        "identity.another_key",
+        "That is another key than the one that this box is enrolled with.",
+        next_step="Use this box's own key, or enrol the box again with the new one.",
+    )
+
+
+def _no_offer() -> OperatorError:
+    return OperatorError(
+        "identity.no_offer",
+        "This box waits for nothing to be signed: it was not asked for a session, or more than five minutes ago.",
+        next_step="Run `seh-agent key renew` again.",
+    )
+
+
+def _another_offer() -> OperatorError:
+    return OperatorError(
+        "identity.another_offer",
+        "What the key signed is not what this box asked for last.",
+        next_step="Run `seh-agent key renew` again, and only one at a time.",
+    )

@@ -86,6 +86,21 @@ def find_devices() -> tuple[FoundDevice, ...]:
     return (FoundDevice("tpm:", f"TPM at {DEFAULT_TCTI}", holds_key),)
 
 
+def open_device(uri: str) -> TPMDevice:
+    """The TPM that `uri` names, whatever keys it holds."""
+    return _parse_uri(uri).device
+
+
+def new_session_key(device: TPMDevice) -> ec.EllipticCurvePrivateKey:
+    """A fresh P-256 key inside the TPM; it is gone with this process.
+
+    Raises:
+        HardwareError: The TPM is gone or refuses.
+    """
+    private, public = device.run(create_signing_key)
+    return SigningKey(_TransientKey(device, private, public))
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a key stands.
@@ -194,8 +209,7 @@ class TPMKey(HardwareKey):
 
     def new_session_key(self) -> ec.EllipticCurvePrivateKey:
         """A fresh P-256 key inside the TPM; it is gone with this process."""
-        private, public = self.device.run(create_signing_key)
-        return SigningKey(_TransientKey(self.device, private, public))
+        return new_session_key(self.device)
 
     def _signature_over(self, message: bytes) -> bytes:
         signature = self.device.run(lambda esapi: sign(esapi, self._place.find(esapi), message))

@@ -6,6 +6,7 @@ agent reads, which protects against nobody who has the disk, and says so.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from pathlib import Path
@@ -31,41 +32,51 @@ class Vault:
         self._master = master
         self.sealed = sealed
 
-    def key_for(self, purpose: str) -> bytes:
-        """A secret for one purpose: (32,); the same for as long as the vault lives.
+    def key_for(self, purpose: str, *, size: int = MASTER_BYTES) -> bytes:
+        """A secret for one purpose: (size,); the same for as long as the vault lives.
 
         Args:
             purpose: E.g. `ledger integrity v1`.
+            size: Bytes wanted.
         """
         info = b"secur-e-health vault\x00" + purpose.encode()
-        return HKDF(hashes.SHA256(), MASTER_BYTES, None, info).derive(self._master)
+        return HKDF(hashes.SHA256(), size, None, info).derive(self._master)
 
 
 def open_plain_vault(path: Path) -> Vault:
     """Open, or make, a vault on a box whose key cannot seal (a smartcard, a FIDO2 or software key).
 
     Raises:
-        OperatorError: The file is damaged (`identity.bad_vault`).
+        OperatorError: The file is damaged, or cannot be read (`identity.bad_vault`).
     """
-    if not path.exists():
-        store_new(path, secrets.token_bytes(MASTER_BYTES))
-    master = path.read_bytes()
+    try:
+        if not path.exists():
+            store_new(path, secrets.token_bytes(MASTER_BYTES))
+        master = path.read_bytes()
+    except OSError as error:
+        raise bad_vault(path, f"cannot be used: {error.strerror}") from error
     if len(master) != MASTER_BYTES:
         raise bad_vault(path, "is damaged")
     return Vault(master, sealed=False)
 
 
 def store_new(path: Path, data: bytes) -> None:
-    """Write a file that only its owner reads, whole or not at all; never over an existing one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    """Write a file that only its owner reads, whole or not at all, durably; one that is there already stays."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial.{os.getpid()}")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    os.link(partial, path)
+    with contextlib.suppress(FileExistsError):  # another command of ours was faster
+        os.link(partial, path)
     partial.unlink()
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def bad_vault(path: Path, how: str) -> OperatorError:

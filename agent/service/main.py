@@ -9,19 +9,24 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
-from agent.core.clock import SystemClock
+from agent.core.clock import Clock, SystemClock
 from agent.core.config import AgentConfig, load_config
 from agent.core.errors import HardwareError, SoftwareError
 from agent.core.logging import configure_logging
-from agent.federation.node import NodeStatus
+from agent.federation.journal import JOURNAL_PURPOSE
 from agent.federation.studies import OpenWorker
 from agent.identity.key import HardwareKey, open_key
-from agent.identity.session import SessionKeeper
-from agent.service.state import AgentStatus, locked_state, status_of, store_status
+from agent.identity.link import link_key
+from agent.identity.session import RenewalPolicy, SessionKeeper, SessionState
+from agent.identity.vault import Vault
+from agent.service.control import ControlDesk, ControlSocket
+from agent.service.safekeeping import load_vault
+from agent.service.state import AgentStatus, StatusBoard, locked_state, store_status
 from agent.service.watchdog import ServiceManager
 from agent.service.wiring import Agent, session_keeper, wire_agent, worker_opener
 
@@ -63,12 +68,31 @@ class StopSignals:
         return self.stop.is_set()
 
 
-def run_agent(config_path: Path, *, opener: Callable[[AgentConfig], OpenWorker] = worker_opener) -> int:
+@dataclass(frozen=True, slots=True)
+class BoxSecrets:
+    """What the agent must have before it can start.
+
+    Args:
+        key: The box's own.
+        vault: Its secrets at rest.
+    """
+
+    key: HardwareKey
+    vault: Vault
+
+
+def run_agent(
+    config_path: Path,
+    *,
+    opener: Callable[[AgentConfig], OpenWorker] = worker_opener,
+    renewal: RenewalPolicy | None = None,
+) -> int:
     """Run until SIGTERM or SIGINT.
 
     Args:
         config_path: The configuration file.
         opener: Makes what starts training workers.
+        renewal: How long the box's key vouches at a time; by its kind when None.
 
     Returns:
         0 after a clean stop.
@@ -81,21 +105,30 @@ def run_agent(config_path: Path, *, opener: Callable[[AgentConfig], OpenWorker] 
     signals, manager = StopSignals(), ServiceManager(os.environ)
     with signals.installed(), locked_state(config.node.state_directory):
         store_status(config.node.state_directory, AgentStatus("starting"))  # the last process may have been killed
-        key = _wait_for_key(config, signals, manager)
-        if key is not None:
-            _serve(config, key, opener(config), signals, manager)
+        secrets, clock = _wait_for_secrets(config, signals, manager), SystemClock()
+        if secrets is not None:
+            keeper = session_keeper(config, secrets.key, clock, renewal=renewal)
+            _serve(config, secrets, clock, keeper, opener(config), signals, manager)
         manager.stopping()
         store_status(config.node.state_directory, AgentStatus("stopped"))
     return 0
 
 
-def _wait_for_key(config: AgentConfig, signals: StopSignals, manager: ServiceManager) -> HardwareKey | None:
-    """Open the node's key, waiting for hardware that is not there yet; None when told to stop first."""
+def _wait_for_secrets(config: AgentConfig, signals: StopSignals, manager: ServiceManager) -> BoxSecrets | None:
+    """Open vault and key, waiting for hardware that is not there yet; None when told to stop first.
+
+    Raises:
+        HardwareError: The disk is another box's: no waiting helps.
+    """
     reported = ""
     while not signals.stop.is_set():
         try:
-            return open_key(config.key.uri)
+            # The vault first: a disk in another box is told from a box whose key was never made.
+            vault = load_vault(config)
+            return BoxSecrets(open_key(config.key.uri), vault)
         except HardwareError as error:
+            if error.code == "identity.sealed_elsewhere":
+                raise
             if reported != error.code:
                 log.warning("key_missing", error=error)
             reported = error.code
@@ -108,31 +141,44 @@ def _wait_for_key(config: AgentConfig, signals: StopSignals, manager: ServiceMan
 
 
 def _serve(
-    config: AgentConfig, key: HardwareKey, open_worker: OpenWorker, signals: StopSignals, manager: ServiceManager
+    config: AgentConfig,
+    secrets: BoxSecrets,
+    clock: Clock,
+    keeper: SessionKeeper | None,
+    open_worker: OpenWorker,
+    signals: StopSignals,
+    manager: ServiceManager,
 ) -> None:
-    def on_change(status: NodeStatus) -> None:
-        store_status(config.node.state_directory, status_of(status))
-        manager.status(_describe(status))
+    def publish(status: AgentStatus) -> None:
+        store_status(config.node.state_directory, status)
+        manager.status(status.line)
 
-    clock = SystemClock()
-    keeper = session_keeper(config, key, clock)
+    board = StatusBoard(publish)
     agent = wire_agent(
         config,
-        key.signing_key,
+        link_key(secrets.key, secrets.vault),
         clock,
         keeper=keeper,
+        journal_key=secrets.vault.key_for(JOURNAL_PURPOSE),
         stop=signals.stop,
         open_worker=open_worker,
-        on_change=on_change,
+        on_change=board.note_node,
     )
-    if keeper is not None:
-        keeper.tick()
+    _tend_session(keeper, board)
     loop = threading.Thread(target=agent.node.run, name="node", daemon=True)
     loop.start()
-    manager.ready()
-    log.info("agent_ready", site=config.node.site, superlink=config.superlink.address, key=key.kind.value)
+    desk = ControlDesk(keeper, board.current)
     try:
-        _watch(agent, keeper, loop, signals, manager)
+        with ControlSocket(config.node.state_directory, desk.answer, clock):
+            manager.ready()
+            log.info(
+                "agent_ready",
+                site=config.node.site,
+                superlink=config.superlink.address,
+                key=secrets.key.kind.value,
+                sealed=secrets.vault.sealed,
+            )
+            _watch(agent, loop, signals, manager, tend=lambda: _tend_session(keeper, board))
     finally:
         signals.stop.set()
         manager.stopping()
@@ -142,10 +188,19 @@ def _serve(
     log.info("agent_stopped", clean=not loop.is_alive())
 
 
+def _tend_session(keeper: SessionKeeper | None, board: StatusBoard) -> None:
+    """Renew the session if it is time, and say so where that takes a person."""
+    if keeper is None:
+        return
+    status = keeper.tick()
+    if board.note_session(status) and status.state is SessionState.NEEDS_PERSON:
+        log.warning("session_needs_person", sentence=status.sentence, next_step=status.next_step)
+
+
 def _watch(
-    agent: Agent, keeper: SessionKeeper | None, loop: threading.Thread, signals: StopSignals, manager: ServiceManager
+    agent: Agent, loop: threading.Thread, signals: StopSignals, manager: ServiceManager, *, tend: Callable[[], None]
 ) -> None:
-    """Wait for the end, renewing the session key and telling the service manager that we live while we do."""
+    """Wait for the end, tending the session and telling the service manager that we live while we do."""
     tick_s = min(TICK_S, (manager.watchdog_s or 3 * TICK_S) / 3)
     while not signals.wait(tick_s):
         if not loop.is_alive():
@@ -154,13 +209,6 @@ def _watch(
                 "The message loop ended by itself.",
                 next_step="Report it with the log; the service manager starts the agent again.",
             )
-        if keeper is not None:
-            keeper.tick()
+        tend()
         if agent.node.is_turning():
             manager.alive()
-
-
-def _describe(status: NodeStatus) -> str:
-    if status.answering:
-        return f"answering {status.answering}"
-    return status.link.value if status.trouble is None else f"{status.link.value}: {status.trouble.sentence}"

@@ -5,13 +5,15 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from agent.core.errors import HardwareError, OperatorError
-from agent.federation.node import NodeStatus
+from agent.federation.node import Link, NodeStatus
+from agent.identity.session import SessionState, SessionStatus
 
 MAX_STATUS_BYTES = 1 << 16
 _LOCK = "agent.lock"
@@ -29,6 +31,10 @@ class AgentStatus:
         trouble: Code of the last failure, empty when all is well.
         sentence: The failure in words.
         next_step: What to do about it.
+        session: What the box can prove now, a value of `SessionState`; empty where it keeps no session.
+        session_expires_s: Until when, in seconds since 1970.
+        session_sentence: What is wrong with that, empty when nothing.
+        session_next_step: What a person should do about it.
     """
 
     link: str
@@ -37,13 +43,73 @@ class AgentStatus:
     trouble: str = ""
     sentence: str = ""
     next_step: str = ""
+    session: str = ""
+    session_expires_s: int | None = None
+    session_sentence: str = ""
+    session_next_step: str = ""
+
+    @property
+    def needs_person(self) -> bool:
+        """Whether somebody has to come to the box."""
+        return self.session == SessionState.NEEDS_PERSON
+
+    @property
+    def line(self) -> str:
+        """All that a single line can say."""
+        if self.answering:
+            return f"answering {self.answering}"
+        if self.trouble:
+            return f"{self.link}: {self.sentence}"
+        return f"{self.link}: {self.session_sentence} {self.session_next_step}" if self.needs_person else self.link
 
 
-def status_of(node: NodeStatus) -> AgentStatus:
-    """Flatten a node's status."""
+def status_of(node: NodeStatus, session: SessionStatus | None = None) -> AgentStatus:
+    """Flatten what a node's loop and its session keeper say."""
     trouble = node.trouble
     words = ("", "", "") if trouble is None else (trouble.code, trouble.sentence, trouble.next_step)
-    return AgentStatus(node.link.value, node.node_id, node.answering, *words)
+    flat = AgentStatus(node.link.value, node.node_id, node.answering, *words)
+    if session is None:
+        return flat
+    return replace(
+        flat,
+        session=session.state.value,
+        session_expires_s=session.expires_s,
+        session_sentence=session.sentence,
+        session_next_step=session.next_step,
+    )
+
+
+class StatusBoard:
+    """Joins what the loop's thread and the service's own say about the agent. Thread-safe.
+
+    Args:
+        publish: Told of every change.
+    """
+
+    def __init__(self, publish: Callable[[AgentStatus], None]) -> None:
+        self._publish = publish
+        self._lock = threading.Lock()
+        self._node = NodeStatus(Link.JOINING)
+        self._session: SessionStatus | None = None
+
+    def current(self) -> AgentStatus:
+        """How the agent does."""
+        return status_of(self._node, self._session)
+
+    def note_node(self, node: NodeStatus) -> None:
+        """The loop's news."""
+        with self._lock:
+            self._node = node
+            self._publish(self.current())
+
+    def note_session(self, session: SessionStatus) -> bool:
+        """The session keeper's news; returns whether anything changed."""
+        with self._lock:
+            if session == self._session:
+                return False
+            self._session = session
+            self._publish(self.current())
+        return True
 
 
 @contextmanager
@@ -76,6 +142,15 @@ def locked_state(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def not_running() -> OperatorError:
+    """The failure of a command that needs the running agent."""
+    return OperatorError(
+        "service.not_running",
+        "No agent runs on this box, or it has not finished starting.",
+        next_step="Start it: `seh-agent run`, or let your service manager do so; `seh-agent status` says how it does.",
+    )
 
 
 def store_status(directory: Path, status: AgentStatus) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric import ec
+
 from agent.core.clock import Clock
 from agent.core.config import AgentConfig
 from agent.core.wire import Stage
@@ -21,7 +23,9 @@ from agent.federation.rounds import OpenHandler, Rounds, StageHandler
 from agent.federation.secure import STAGES, SecureHandler, SecureSettings
 from agent.federation.studies import OpenWorker, StudyShelf, Worker
 from agent.identity.key import HardwareKey
-from agent.identity.session import SessionKeeper, Subject
+from agent.identity.link import link_key, opens_by_itself
+from agent.identity.session import RenewalPolicy, SessionKeeper, Subject
+from agent.service.safekeeping import load_vault, session_keys
 from agent.trust.peers import PinnedPeers, consortium_digest, node_name
 from agent.trust.roster import load_roster
 from agent.trust.study import Study
@@ -48,6 +52,7 @@ def wire_agent(
     clock: Clock,
     *,
     keeper: SessionKeeper | None,
+    journal_key: bytes,
     stop: threading.Event,
     open_worker: OpenWorker,
     on_change: Callable[[NodeStatus], None],
@@ -59,6 +64,7 @@ def wire_agent(
         key: Signs for this node at the SuperLink.
         clock: The service's.
         keeper: Holds the session key; None without a roster, where only unprotected demonstrations run.
+        journal_key: Protects the record of rounds, from the box's vault.
         stop: Ends everything once set.
         open_worker: Starts a training worker.
         on_change: Told of every change of the node's status.
@@ -81,7 +87,7 @@ def wire_agent(
     handlers: dict[Stage, StageHandler] = {
         Stage.OPEN: OpenHandler(),
         Stage.PLAIN: PlainHandler(allowed=plain_allowed),
-        **_secure_handlers(config, clock, keeper, stop),
+        **_secure_handlers(config, clock, keeper, stop, journal_key),
     }
     rounds = Rounds(shelf, handlers)
     memory = MembershipStore(
@@ -92,11 +98,32 @@ def wire_agent(
     return Agent(node, rounds, fleet)
 
 
-def session_keeper(config: AgentConfig, key: HardwareKey, clock: Clock) -> SessionKeeper | None:
-    """What keeps this box's session key; None where the configuration names no roster with a coordinator.
+def link_of(config: AgentConfig, key: HardwareKey) -> ec.EllipticCurvePublicKey:
+    """The key by which the SuperLink knows this box, for the operator to register; the box's vault is made for it.
+
+    Args:
+        config: The box's.
+        key: The box's.
 
     Raises:
-        OperatorError: The roster cannot be used.
+        SecureHealthError: The vault cannot be opened.
+    """
+    return key.public_key() if opens_by_itself(key) else link_key(key, load_vault(config)).public_key()
+
+
+def session_keeper(
+    config: AgentConfig, key: HardwareKey, clock: Clock, *, renewal: RenewalPolicy | None = None
+) -> SessionKeeper | None:
+    """What keeps this box's session key; None where the configuration names no roster with a coordinator.
+
+    Args:
+        config: The configuration.
+        key: The box's.
+        clock: The service's.
+        renewal: How long a session counts; by the key's kind when None.
+
+    Raises:
+        OperatorError: The roster cannot be used, or the TPM that shall hold session keys cannot.
     """
     if config.roster is None:
         return None
@@ -104,11 +131,18 @@ def session_keeper(config: AgentConfig, key: HardwareKey, clock: Clock) -> Sessi
     if roster.coordinator is None:
         return None
     subject = Subject(consortium_digest(roster.coordinator), config.node.site, node_name(key.key_id))
-    return SessionKeeper(key, subject, clock=clock, timestamp_version=lambda: 0)
+    return SessionKeeper(
+        key,
+        subject,
+        clock=clock,
+        timestamp_version=lambda: 0,
+        policy=renewal,
+        new_session_key=session_keys(config),
+    )
 
 
 def _secure_handlers(
-    config: AgentConfig, clock: Clock, keeper: SessionKeeper | None, stop: threading.Event
+    config: AgentConfig, clock: Clock, keeper: SessionKeeper | None, stop: threading.Event, journal_key: bytes
 ) -> dict[Stage, StageHandler]:
     """Secure aggregation, where a roster is pinned."""
     if keeper is None or config.roster is None:
@@ -121,6 +155,7 @@ def _secure_handlers(
         coordinator=roster.coordinator_key(),
         session=keeper.current,
         stopping=stop.is_set,
+        journal_key=journal_key,
     )
     return dict.fromkeys(STAGES, SecureHandler(settings))
 

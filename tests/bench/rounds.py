@@ -74,7 +74,7 @@ def our_plain_rounds(place: Path, *, parameters: int = PARAMETERS, rounds: int =
         superlink = stack.enter_context(RunningSuperLink.start(place / "superlink"))
         for site in SITES:
             box = RunningHospital.prepare(place / site, superlink, site=site, study=study, model=model)
-            register_quickly(superlink, box.public_key, name=site)
+            register_quickly(superlink, box.link, name=site)
             stack.enter_context(box).start()
         run_id = launch_run(superlink.connection, directory.path)
         ended = lambda: has_ended(superlink.connection, run_id) is not None  # noqa: E731 - one use

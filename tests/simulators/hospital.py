@@ -18,12 +18,15 @@ from typing import Any, Self
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from agent.core.config import load_config
 from agent.core.errors import HardwareError
 from agent.core.terminal import run_command
 from agent.identity.key import init_key
+from agent.identity.session import RenewalPolicy
 from agent.service.main import run_agent
 from agent.service.state import AgentStatus, load_status
-from agent.statements.roots import KeyKind
+from agent.service.wiring import link_of
+from agent.statements.roots import KeyKind, RootKey
 from agent.trust.roster import Roster, encode_roster
 from agent.trust.study import Study, parse_study, study_digest
 from tests.simulators.superlink import RunningSuperLink, wait_until
@@ -67,12 +70,21 @@ def install_study(directory: Path, data: bytes, *, model: bytes = MODEL) -> tupl
 
 @dataclass(slots=True)
 class RunningHospital:
-    """One box's directory and agent; its played worker moves the model by `step` and counts `rows`."""
+    """One box's directory and agent; its played worker moves the model by `step` and counts `rows`.
+
+    Args:
+        directory: The box's own.
+        site: The hospital.
+        root: Its key, as a roster names it.
+        link: Its key at the SuperLink.
+        session_life_s: How long its key vouches at a time; as long as its kind may when None.
+    """
 
     directory: Path
     site: str
-    public_key: ec.EllipticCurvePublicKey
-    kind: KeyKind = KeyKind.SOFTWARE
+    root: RootKey
+    link: ec.EllipticCurvePublicKey
+    session_life_s: int | None = None
     step: float | None = None
     rows: int = ROWS
     node_id: int = 0
@@ -91,6 +103,8 @@ class RunningHospital:
         key_uri: str = "",
         environment: str = "demo",
         settings: Mapping[str, object] | None = None,
+        key_settings: Mapping[str, str] | None = None,
+        sections: str = "",
     ) -> Self:
         """Write key, catalog, study and configuration; nothing is registered and nothing runs.
 
@@ -103,6 +117,8 @@ class RunningHospital:
             key_uri: The node's key; by default one made of software.
             environment: As the configuration names it.
             settings: Additional `[federation]` settings.
+            key_settings: Additional `[key]` settings.
+            sections: Additional sections, TOML.
         """
         directory.mkdir(parents=True, exist_ok=True)
         uri = key_uri or f"software:{directory / 'node.key'}"
@@ -112,7 +128,6 @@ class RunningHospital:
             '[datasets.local]\nschema = "played"\nsource = "local.csv"\n', encoding="utf-8"
         )
         federation = {"allow_plain": True, "idle_poll_s": 0.3} | dict(settings or {})
-        lines = [f"{name} = {json.dumps(value)}" for name, value in federation.items()]
         (directory / "agent.toml").write_text(
             f"""[node]
 site = "{site}"
@@ -122,17 +137,23 @@ environment = "{environment}"
 address = "{superlink.address}"
 root_certificates = "{superlink.root_certificate.resolve()}"
 [key]
-uri = "{uri}"
+{_toml({"uri": uri} | dict(key_settings or {}))}
 [data]
 catalog = "catalog.toml"
 [studies]
 directory = "studies"
 [federation]
-"""
-            + "\n".join(lines),
+{_toml(federation)}
+{sections}
+""",
             encoding="utf-8",
         )
-        return cls(directory, site, key.public_key(), key.kind)
+        return cls(directory, site, key.root(), link_of(load_config(directory / "agent.toml"), key))
+
+    @property
+    def kind(self) -> KeyKind:
+        """What holds its key."""
+        return self.root.kind
 
     def pin_roster(self, roster: Roster) -> None:
         """Give the box the consortium's roster: from its next start on it takes part in secure aggregation."""
@@ -158,7 +179,7 @@ directory = "studies"
 
     def register(self, superlink: RunningSuperLink) -> int:
         """Let the SuperLink know its key; returns its node id."""
-        self.node_id = superlink.register(self.public_key, name=self.site)
+        self.node_id = superlink.register(self.link, name=self.site)
         return self.node_id
 
     def start(self, *, training_s: float = 0.0) -> None:
@@ -166,7 +187,8 @@ directory = "studies"
         if self.process is not None and self.process.poll() is None:
             raise HardwareError("tests.running", "The agent runs already.", next_step="Stop it.")
         training = {"training_s": training_s, "step": self.step, "rows": self.rows}
-        command = [sys.executable, "-m", "tests.simulators.hospital", str(self.config), json.dumps(training)]
+        play = {"training": training, "session_life_s": self.session_life_s}
+        command = [sys.executable, "-m", "tests.simulators.hospital", str(self.config), json.dumps(play)]
         with (self.directory / "agent.log").open("ab") as log:
             self.process = subprocess.Popen(
                 command,
@@ -213,8 +235,16 @@ directory = "studies"
 
 def main() -> int:
     """The agent's process: the real service, with played workers."""
-    config, training = Path(sys.argv[1]), json.loads(sys.argv[2])
-    return run_command(lambda: run_agent(config, opener=lambda _: played_opener(**training)))
+    config, play = Path(sys.argv[1]), json.loads(sys.argv[2])
+    life_s = play["session_life_s"]
+    renewal = None if life_s is None else RenewalPolicy(life_s, life_s // 2)
+    opener = played_opener(**play["training"])
+    return run_command(lambda: run_agent(config, opener=lambda _: opener, renewal=renewal))
+
+
+def _toml(fields: Mapping[str, object]) -> str:
+    # A TOML basic string, number and boolean are written as in JSON.
+    return "\n".join(f"{name} = {json.dumps(value)}" for name, value in fields.items())
 
 
 if __name__ == "__main__":

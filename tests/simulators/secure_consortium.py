@@ -24,9 +24,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from agent.core.ids import SiteID
-from agent.statements.roots import EvidenceClass
 from agent.trust.model import parse_model
-from agent.trust.roster import Roster, encode_roster, roster_node
+from agent.trust.roster import Roster, RosterNode, encode_roster
 from provisioning.coordinator.directory import Assignment, CoordinatorDirectory, CoordinatorSettings
 from provisioning.coordinator.fab import has_ended, launch_run, stop_run
 from provisioning.coordinator.progress import read_events
@@ -97,7 +96,7 @@ class SecureConsortium:
         for box, step, rows in zip(boxes.values(), STEPS, ROWS, strict=True):
             box.pin_roster(roster)
             box.step, box.rows = step, rows
-            box.node_id = register_quickly(superlink, box.public_key, name=box.site)
+            box.node_id = register_quickly(superlink, box.link, name=box.site)
         directory = CoordinatorDirectory(place / "coordinator")
         pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         assignment = directory.prepare(
@@ -192,10 +191,7 @@ class SecureConsortium:
 
 def roster_of(boxes: Iterable[RunningHospital], coordinator: ec.EllipticCurvePublicKey) -> Roster:
     """A roster of one node a site, under each box's own hardware key."""
-    nodes = {
-        SiteID(box.site): (roster_node(SiteID(box.site), box.kind, EvidenceClass.NONE, box.public_key),)
-        for box in boxes
-    }
+    nodes = {SiteID(box.site): (RosterNode(SiteID(box.site), box.root),) for box in boxes}
     return Roster(nodes, coordinator)
 
 

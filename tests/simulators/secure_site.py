@@ -26,6 +26,9 @@ from agent.trust.roster import Roster, roster_node
 from agent.trust.study import Study
 from tests.simulators.scripted_line import Said
 
+JOURNAL_KEY = b"journal" * 5
+"""What a box's vault would give."""
+
 
 @dataclass(frozen=True, slots=True)
 class Gave:
@@ -111,7 +114,9 @@ class SecureSite:
         keeper = SessionKeeper(self.key, subject, clock=clock, timestamp_version=lambda: 0)
         keeper.tick()
         peers = PinnedPeers(self._roster, clock)
-        settings = SecureSettings(self.site, self.directory, peers, coordinator, keeper.current, lambda: False)
+        settings = SecureSettings(
+            self.site, self.directory, peers, coordinator, keeper.current, lambda: False, JOURNAL_KEY
+        )
         self._handler = SecureHandler(settings)
 
     def answer(self, frame: Frame) -> Frame | Said | None:

@@ -259,7 +259,7 @@ def test_it_is_ready_within_two_seconds(superlink: RunningSuperLink, tmp_path: P
 
 
 def test_a_second_agent_on_the_same_state_is_refused(superlink: RunningSuperLink, hospital: RunningHospital) -> None:
-    second = RunningHospital(hospital.directory, hospital.site, hospital.public_key)
+    second = RunningHospital(hospital.directory, hospital.site, hospital.root, hospital.link)
     second.start()
     assert second.process is not None
     assert second.process.wait(20) == 2

@@ -49,8 +49,8 @@ def resume(box: Path) -> str:
 def test_a_paused_study_may_run_again_and_a_second_call_says_there_is_nothing_to_do(box: Path) -> None:
     _, digest = install_study(box / "studies", (box / "studies" / STUDY_ID / "study.json").read_bytes())
     directory = journal_directory(box / "state", digest, "local")
-    FileJournal(directory).pause("training.ended")
+    FileJournal(directory, b"k" * 32).pause("training.ended")
     assert re.search("may run here again", resume(box))
-    FileJournal(directory).check_not_paused()
+    FileJournal(directory, b"k" * 32).check_not_paused()
     with pytest.raises(OperatorError, match="not paused"):
         resume(box)

@@ -1,21 +1,23 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import contextlib
+import json
+import threading
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from typing_extensions import override
 
-from agent.attestation.evidence import Evidence
 from agent.core.errors import HardwareError, OperatorError, PeerProtocolError
-from agent.identity.key import Capabilities, HardwareKey, Nobody, Presence, PresenceState, init_key, no_evidence
-from agent.identity.session import RENEWAL_FOR_KIND, SessionKeeper, SessionState, Subject
+from agent.identity.key import HardwareKey, Nobody, init_key
+from agent.identity.session import OFFER_LIFE_S, SessionKeeper, SessionState, Subject, renewal_policy
 from agent.statements.chain import NodeRecord, TrustView, verify_session, verify_statement
-from agent.statements.envelope import parse_proof
+from agent.statements.envelope import encode_proof, parse_proof
 from agent.statements.kinds import Possession, SessionCertificate
-from agent.statements.roots import LONGEST_LIFETIME_S, KeyKind, hash_for
+from agent.statements.roots import LONGEST_LIFETIME_S, KeyKind
+from tests.simulators.fake_key import FakeKey
 
 SUBJECT = Subject("c0" * 32, "north", "box-1")
 PING = Possession(purpose="ping", challenge="ab" * 32)
@@ -35,42 +37,6 @@ class HandClock:
 
     def pass_(self, **duration: float) -> None:
         self.time += timedelta(**duration)
-
-
-@dataclass
-class FakeKey(HardwareKey):
-    """A key of any kind that can be unplugged."""
-
-    kind: KeyKind = KeyKind.TPM
-    unattended: bool = True
-    plugged: bool = True
-    uri: str = "fake:"
-    private: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
-    proofs: int = 0
-
-    @property
-    @override
-    def capabilities(self) -> Capabilities:
-        return Capabilities(signs=True, unattended=self.unattended)
-
-    @override
-    def public_key(self) -> ec.EllipticCurvePublicKey:
-        return self.private.public_key()
-
-    @override
-    def presence(self) -> Presence:
-        return Presence(PresenceState.READY if self.plugged else PresenceState.ABSENT, "Fake key", "")
-
-    @override
-    def attest(self, qualifying_data: bytes) -> Evidence:
-        raise no_evidence(self.kind)
-
-    @override
-    def _signature_over(self, message: bytes) -> bytes:
-        if not self.plugged:
-            raise HardwareError("test.unplugged", "The fake key is out.", next_step="Put it back.")
-        self.proofs += 1
-        return self.private.sign(message, ec.ECDSA(hash_for(self.public_key())))
 
 
 @pytest.fixture
@@ -104,9 +70,12 @@ def test_what_it_issues_is_what_peers_accept(keeper: SessionKeeper, key: FakeKey
     assert verify_statement(session.prove(PING), verified, Possession, now_s=now_s) == PING
 
 
-@pytest.mark.parametrize("kind", list(KeyKind))
-def test_every_kind_asks_for_no_more_than_peers_accept(kind: KeyKind) -> None:
-    policy = RENEWAL_FOR_KIND[kind]
+@pytest.mark.parametrize(
+    ("kind", "unattended"),
+    [(kind, unattended) for kind in KeyKind for unattended in (True, kind is KeyKind.SOFTWARE)],
+)
+def test_every_kind_asks_for_no_more_than_peers_accept(kind: KeyKind, *, unattended: bool) -> None:
+    policy = renewal_policy(FakeKey(kind=kind, unattended=unattended))
     assert 0 < policy.renew_before_s < policy.lifetime_s <= LONGEST_LIFETIME_S[kind]
 
 
@@ -152,20 +121,31 @@ def test_nothing_can_be_proven_before_the_first_session(keeper: SessionKeeper) -
 
 
 def test_person_is_asked_for_and_never_bothered_unasked(clock: HandClock) -> None:
-    key = FakeKey(kind=KeyKind.FIDO2, unattended=False)
+    key = FakeKey(kind=KeyKind.PIV, unattended=False)
     keeper = keeper_for(key, clock)
     for _ in range(5):
         assert keeper.tick().state is SessionState.NEEDS_PERSON
-    assert key.proofs == 0
     keeper.renew()
+    assert key.proofs == 1
     assert keeper.tick().state is SessionState.VALID
-    clock.pass_(hours=22.5)
+    clock.pass_(hours=9.5)
+    assert keeper.tick().state is SessionState.VALID
+    clock.pass_(hours=1)
     status = keeper.tick()
     assert status.state is SessionState.NEEDS_PERSON
-    assert "takes a person" in status.sentence
+    assert status.sentence == (
+        "The smartcard must vouch for this box again before 2026-11-24 18:00 UTC, and that takes a person."
+    )
+    assert "seh-agent key renew" in status.next_step
     assert keeper.current(), "what is still valid goes on counting while the person is on the way"
-    key.plugged = False
-    assert "is not there" in keeper.status().sentence
+    clock.pass_(hours=2)
+    status = keeper.tick()
+    assert (status.state, status.expires_s) == (SessionState.NEEDS_PERSON, None)
+    with pytest.raises(HardwareError, match="cannot prove") as failure:
+        keeper.current()
+    assert "seh-agent key renew" in failure.value.next_step
+    assert key.proofs == 1
+    assert not key.looks, "a device that is polled cannot be used by whoever stands there with it"
 
 
 def test_renewal_by_a_person_with_another_key_is_refused(keeper: SessionKeeper) -> None:
@@ -173,6 +153,108 @@ def test_renewal_by_a_person_with_another_key_is_refused(keeper: SessionKeeper) 
         keeper.renew(FakeKey())
     with pytest.raises(HardwareError):
         keeper.current()
+
+
+def test_what_is_offered_is_signed_elsewhere_and_taken_back(clock: HandClock) -> None:
+    key = FakeKey(kind=KeyKind.PIV, unattended=False)
+    keeper = keeper_for(key, clock)
+    offer = keeper.offer()
+    assert (offer.site, offer.node, offer.root_key) == (SUBJECT.site, SUBJECT.node, key.key_id)
+    session = keeper.accept(encode_proof(key.prove(offer)))
+    assert keeper.current() is session
+    assert keeper.status().state is SessionState.VALID
+    now_s = int(clock.now().timestamp())
+    verified = verify_session(session.certificate, view_of(key), now_s=now_s)
+    assert verify_statement(session.prove(PING), verified, Possession, now_s=now_s) == PING
+
+
+def test_an_offer_is_taken_back_once_and_within_five_minutes(
+    keeper: SessionKeeper, key: FakeKey, clock: HandClock
+) -> None:
+    with pytest.raises(OperatorError, match="waits for nothing"):
+        keeper.accept(encode_proof(key.prove(PING)))
+    signed = encode_proof(key.prove(keeper.offer()))
+    clock.pass_(seconds=OFFER_LIFE_S)
+    session = keeper.accept(signed)
+    with pytest.raises(OperatorError, match="waits for nothing"):
+        keeper.accept(signed)
+    late = encode_proof(key.prove(keeper.offer()))
+    clock.pass_(seconds=OFFER_LIFE_S + 1)
+    with pytest.raises(OperatorError, match="waits for nothing") as failure:
+        keeper.accept(late)
+    assert failure.value.code == "identity.no_offer"
+    assert keeper.current() is session
+
+
+def test_the_latest_offer_counts(keeper: SessionKeeper, key: FakeKey) -> None:
+    first, second = keeper.offer(), keeper.offer()
+    with pytest.raises(OperatorError, match="not what this box asked for") as failure:
+        keeper.accept(encode_proof(key.prove(first)))
+    assert failure.value.code == "identity.another_offer"
+    assert keeper.accept(encode_proof(key.prove(second))) is keeper.current()
+
+
+def test_an_offer_does_not_disturb_a_renewal_that_needs_nobody(keeper: SessionKeeper, key: FakeKey) -> None:
+    offer = keeper.offer()
+    assert keeper.tick().state is SessionState.VALID
+    assert keeper.accept(encode_proof(key.prove(offer))) is keeper.current()
+
+
+def test_what_is_handed_back_is_trusted_for_nothing(keeper: SessionKeeper, key: FakeKey) -> None:
+    offer, stranger = keeper.offer(), FakeKey()
+    proof = key.prove(offer)
+    longer = offer.model_copy(update={"expires_s": offer.expires_s + 1})
+    stolen = replace(stranger.prove(offer), key_id=key.key_id)
+    envelopes: dict[type[Exception], list[bytes]] = {
+        OperatorError: [
+            encode_proof(key.prove(longer)),
+            encode_proof(key.prove(PING)),
+            encode_proof(replace(proof, payload_type=PING.payload_type())),
+            encode_proof(stranger.prove(offer)),
+        ],
+        PeerProtocolError: [
+            b"",
+            b"junk",
+            bytes(100_000),
+            encode_proof(stolen),
+            encode_proof(replace(proof, signature=b"")),
+        ],
+    }
+    for failure, forged in envelopes.items():
+        for envelope in forged:
+            with pytest.raises(failure):
+                keeper.accept(envelope)
+    with pytest.raises(HardwareError):
+        keeper.current()
+    assert keeper.accept(encode_proof(proof)) is keeper.current()
+
+
+def test_no_more_than_the_statement_is_kept_of_what_was_handed_back(keeper: SessionKeeper, key: FakeKey) -> None:
+    envelope = encode_proof(key.prove(keeper.offer()))
+    padded = json.dumps(json.loads(envelope) | {"more": "x" * 1000}).encode()
+    assert keeper.accept(padded).certificate == envelope
+
+
+def test_many_offer_and_accept_at_once(keeper: SessionKeeper, key: FakeKey) -> None:
+    taken: list[bytes] = []
+
+    def renew() -> None:
+        with contextlib.suppress(OperatorError):  # somebody else was later
+            taken.append(keeper.accept(encode_proof(key.prove(keeper.offer()))).certificate)
+
+    threads = [threading.Thread(target=renew) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert keeper.current().certificate in taken
+
+
+def test_session_keys_come_from_where_they_shall(key: FakeKey, clock: HandClock) -> None:
+    made = ec.generate_private_key(ec.SECP256R1())
+    keeper = SessionKeeper(key, SUBJECT, clock=clock, timestamp_version=lambda: 7, new_session_key=lambda: made)
+    keeper.tick()
+    assert keeper.current().signing_key is made
 
 
 def test_renewal_by_hand_says_what_failed(keeper: SessionKeeper, key: FakeKey) -> None:
