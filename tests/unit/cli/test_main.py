@@ -45,9 +45,21 @@ def test_the_status_of_a_running_agent_is_shown(
     assert _run(monkeypatch, *arguments) == 2
     assert "No agent runs" in capsys.readouterr().err
     with locked_state(tmp_path / "state"):
-        status = AgentStatus("lost", 7, "a-study plain 3", "fleet.unreachable", "It does not answer.", "Wait.")
+        trouble = ("fleet.unreachable", "It does not answer.", "Wait.")
+        session = ("needs-person", 1_800_000_000, "A person must come.", "Run `seh-agent key renew`.")
+        status = AgentStatus("lost", 7, "a-study plain 3", *trouble, *session)
         store_status(tmp_path / "state", status)
         assert _run(monkeypatch, *arguments) == 0
     shown = capsys.readouterr().out
-    for word in ("lost", "7", "a-study", "does not answer", "Wait.", "fleet.unreachable"):
+    for word in (
+        "lost",
+        "7",
+        "a-study",
+        "does not answer",
+        "Wait.",
+        "fleet.unreachable",
+        "person must come",
+        "key renew",
+        "2027-01-15 08:00 UTC",
+    ):
         assert word in shown

@@ -49,6 +49,8 @@ def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
         (_change('uri = "software:key.pem"', ""), "key.uri"),
         (_change("[data]", "[federation]\nidle_poll_s = -1\n[data]"), "federation.idle_poll_s"),
         (_change("[data]", "[federation]\nidle_poll_s = nan\n[data]"), "federation.idle_poll_s"),
+        (_change('uri = "software:key.pem"', 'uri = "software:key.pem"\nsessions_in = "piv:"'), "key.sessions_in"),
+        (_change("[data]", "[vault]\napprover = 'a'\napprovals = 'b'\n[data]"), "vault needs a TPM"),
         (b"[node", "table declaration"),
         (b"\xff", "utf-8"),
     ],
@@ -73,6 +75,15 @@ def test_production_never_takes_what_only_a_demonstration_may(extra: str, senten
         text = text.replace("software:key.pem", "tpm:device:/dev/tpmrm0")
     with pytest.raises(OperatorError, match=sentence):
         parse_config(text.encode(), directory=Path())
+
+
+@pytest.mark.parametrize("key", ['uri = "tpm:"', 'uri = "fido2:key.json"\nsessions_in = "tpm:"'])
+def test_a_vault_is_sealed_to_the_tpm_that_the_box_uses(key: str, tmp_path: Path) -> None:
+    text = COMPLETE.replace('uri = "software:key.pem"', key) + '[vault]\napprover = "a.pem"\napprovals = "b"\n'
+    config = parse_config(text.encode(), directory=tmp_path)
+    assert config.key.tpm_uri == "tpm:"
+    assert config.vault is not None
+    assert (config.vault.approver, config.vault.approvals) == (tmp_path / "a.pem", tmp_path / "b")
 
 
 def test_a_missing_or_huge_file_is_said_plainly(tmp_path: Path) -> None:

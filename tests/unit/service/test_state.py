@@ -6,7 +6,8 @@ import pytest
 
 from agent.core.errors import HardwareError, NetworkError, OperatorError
 from agent.federation.node import Link, NodeStatus
-from agent.service.state import AgentStatus, load_status, locked_state, status_of, store_status
+from agent.identity.session import SessionState, SessionStatus
+from agent.service.state import AgentStatus, StatusBoard, load_status, locked_state, status_of, store_status
 
 
 def test_two_agents_never_share_a_directory(tmp_path: Path) -> None:
@@ -49,6 +50,41 @@ def test_trouble_is_shown_in_words() -> None:
         "It does not answer.",
         "Wait.",
     )
+
+
+NEEDS = SessionStatus(SessionState.NEEDS_PERSON, 1_800_000_000, "A person must come.", "Run a command.")
+
+
+def test_what_a_box_can_prove_is_shown_beside_its_link(tmp_path: Path) -> None:
+    published: list[AgentStatus] = []
+    board = StatusBoard(published.append)
+    assert board.note_session(NEEDS)
+    assert not board.note_session(NEEDS)
+    board.note_node(NodeStatus(Link.ONLINE, 7))
+    assert board.current() == published[-1]
+    assert len(published) == 2
+    shown = published[-1]
+    assert (shown.link, shown.session, shown.session_expires_s) == ("online", "needs-person", 1_800_000_000)
+    assert shown.needs_person
+    with locked_state(tmp_path):
+        store_status(tmp_path, shown)
+        assert load_status(tmp_path) == shown
+
+
+def test_the_service_manager_s_line_says_what_matters_most() -> None:
+    error = NetworkError("fleet.unreachable", "It does not answer.", next_step="Wait.")
+    lines = [
+        status_of(NodeStatus(Link.ONLINE)),
+        status_of(NodeStatus(Link.ONLINE), NEEDS),
+        status_of(NodeStatus(Link.LOST, trouble=error), NEEDS),
+        status_of(NodeStatus(Link.ONLINE, answering="study plain 3"), NEEDS),
+    ]
+    assert [status.line for status in lines] == [
+        "online",
+        "online: A person must come. Run a command.",
+        "lost: It does not answer.",
+        "answering study plain 3",
+    ]
 
 
 def test_a_full_disk_does_not_stop_the_agent(tmp_path: Path) -> None:
