@@ -41,7 +41,7 @@ _NUMBERS = itertools.count()
 
 @dataclass(slots=True)
 class SecureConsortium:
-    """Four hospitals, what they agreed on, and who coordinates them."""
+    """Hospitals, what they agreed on, and who coordinates them."""
 
     superlink: RunningSuperLink
     boxes: dict[str, RunningHospital]
@@ -57,6 +57,7 @@ class SecureConsortium:
         superlink: RunningSuperLink,
         place: Path,
         *,
+        letters: str = "abcd",
         key_uris: Mapping[str, str] | None = None,
         parameters: int = PARAMETERS,
         settings: CoordinatorSettings | None = None,
@@ -68,6 +69,7 @@ class SecureConsortium:
         Args:
             superlink: Where all meet; others may use it too, so the sites have names of their own.
             place: Holds all directories.
+            letters: Last letters of the sites' names, from `a` on; at most four.
             key_uris: Nodes' keys by the last letter of the site; by default made of software.
             parameters: Length of the model.
             settings: The coordinator's; by default it waits for nothing for long.
@@ -75,7 +77,7 @@ class SecureConsortium:
             changes: Replace top-level fields of the study.
         """
         number = next(_NUMBERS)
-        sites = tuple(f"secure-{number}-{letter}" for letter in "abcd")
+        sites = tuple(f"secure-{number}-{letter}" for letter in letters)
         # Fixed-point weights are relative to the cap: near the largest hospital, little is lost to rounding.
         terms: dict[str, Any] = {"weight_cap": max(ROWS)} | changes.pop("secagg", {})
         study, model = study_files(sites, parameters=parameters, secagg=terms, **changes)
@@ -93,7 +95,7 @@ class SecureConsortium:
         }
         key = ec.generate_private_key(ec.SECP256R1())
         roster = roster_of(boxes.values(), key.public_key())
-        for box, step, rows in zip(boxes.values(), STEPS, ROWS, strict=True):
+        for box, step, rows in zip(boxes.values(), STEPS, ROWS, strict=False):
             box.pin_roster(roster)
             box.step, box.rows = step, rows
             box.node_id = register_quickly(superlink, box.link, name=box.site)
@@ -112,7 +114,8 @@ class SecureConsortium:
     @property
     def mean(self) -> float:
         """By how much one round moves each parameter: the weighted mean of the hospitals' steps."""
-        return sum(step * rows for step, rows in zip(STEPS, ROWS, strict=True)) / sum(ROWS)
+        boxes = self.boxes.values()
+        return sum((box.step or 0.0) * box.rows for box in boxes) / sum(box.rows for box in boxes)
 
     @property
     def trained(self) -> npt.NDArray[np.float32]:

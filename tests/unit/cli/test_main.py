@@ -45,9 +45,18 @@ def test_the_status_of_a_running_agent_is_shown(
     assert _run(monkeypatch, *arguments) == 2
     assert "No agent runs" in capsys.readouterr().err
     with locked_state(tmp_path / "state"):
-        trouble = ("fleet.unreachable", "It does not answer.", "Wait.")
-        session = ("needs-person", 1_800_000_000, "A person must come.", "Run `seh-agent key renew`.")
-        status = AgentStatus("lost", 7, "a-study plain 3", *trouble, *session)
+        status = AgentStatus(
+            "lost",
+            7,
+            "a-study plain 3",
+            "fleet.unreachable",
+            "It does not answer.",
+            "Wait.",
+            session="needs-person",
+            session_expires_s=1_800_000_000,
+            session_sentence="A person must come.",
+            session_next_step="Run `seh-agent key renew`.",
+        )
         store_status(tmp_path / "state", status)
         assert _run(monkeypatch, *arguments) == 0
     shown = capsys.readouterr().out
