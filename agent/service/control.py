@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import selectors
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -46,6 +46,8 @@ CALL_LIMIT_S: Final = 10.0
 ANSWER_LIMIT_S: Final = 30.0
 """How long a command waits for the agent: a busy TPM may take its time to make a session key."""
 MAX_CALLS: Final = 8
+LEAVE_LIMIT_S: Final = 1.0
+"""How long the end waits for an answer that is being made."""
 _ACCEPT_PAUSE_S = 0.2
 _BACKLOG = 128
 _CREDENTIALS = struct.Struct("3i")  # unix(7): pid, uid, gid
@@ -169,19 +171,22 @@ class ControlSocket:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._far_hook.close()
-        self._thread.join()
         (self._directory / SOCKET_NAME).unlink(missing_ok=True)
-        self._listener.close()
-        self._hook.close()
-        self._selector.close()
+        self._far_hook.close()
+        self._thread.join(LEAVE_LIMIT_S)  # a TPM may hang; the process ends all the same
 
     def _serve(self) -> None:
-        """Turn until the hook is pulled; one slow caller keeps nobody waiting."""
+        with self._selector, self._listener, self._hook:
+            self._turn()
+            for number in list(self._calls):
+                self._hang_up(number)
+
+    def _turn(self) -> None:
+        """Go on until the far end of the hook is closed; one slow caller keeps nobody waiting."""
         while True:
             ready = {key.fd for key, _ in self._selector.select(self._wait_s())}
             if self._hook.fileno() in ready:
-                break
+                return
             if self._listener.fileno() in ready:
                 self._greet()
             for number in ready & self._calls.keys():
@@ -189,8 +194,6 @@ class ControlSocket:
             now_s = self._clock.monotonic_s()
             for number in [number for number, call in self._calls.items() if call.until_s <= now_s]:
                 self._hang_up(number)
-        for number in list(self._calls):
-            self._hang_up(number)
 
     def _wait_s(self) -> float | None:
         ends = [call.until_s for call in self._calls.values()]
@@ -201,7 +204,7 @@ class ControlSocket:
             channel, _ = self._listener.accept()
         except OSError as error:
             log.warning("control_call_lost", reason=str(error))
-            select.select([self._hook], [], [], _ACCEPT_PAUSE_S)  # out of descriptors: do not turn in circles
+            time.sleep(_ACCEPT_PAUSE_S)  # out of descriptors: do not turn in circles
             return
         _, user, _ = _CREDENTIALS.unpack(channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         if user not in self._users:

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from agent.core.clock import SystemClock
 from agent.core.errors import HardwareError, OperatorError, PeerProtocolError, SecureHealthError, SoftwareError
 from agent.identity.session import SessionKeeper, Subject
-from agent.service.control import MAX_LINE_BYTES, ControlDesk, ControlSocket, ask_agent, renew_session
+from agent.service.control import LEAVE_LIMIT_S, MAX_LINE_BYTES, ControlDesk, ControlSocket, ask_agent, renew_session
 from agent.service.state import AgentStatus
 from agent.statements.kinds import SessionCertificate
 from agent.statements.roots import KeyKind
@@ -253,6 +254,24 @@ def test_its_thread_ends_with_it_whoever_is_still_calling(keeper: SessionKeeper,
     with caller:
         assert caller.recv(1) == b""
     assert "control" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_tpm_that_hangs_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    asked, let_go = threading.Event(), threading.Event()
+
+    def hang(_: bytes) -> bytes:
+        asked.set()
+        let_go.wait(30)
+        return b""
+
+    begin_s = time.monotonic()
+    with ControlSocket(tmp_path, hang, SystemClock()) as control, socket.socket(socket.AF_UNIX) as caller:
+        caller.connect(str(tmp_path / "control.sock"))
+        caller.sendall(b"{}\n")
+        assert asked.wait(10)
+    assert time.monotonic() - begin_s < 2 * LEAVE_LIMIT_S
+    let_go.set()
+    control._thread.join(10)
 
 
 @pytest.mark.parametrize(
