@@ -34,8 +34,8 @@ LIFE_S = 24
 
 
 @dataclass(slots=True)
-class SecurityKey:
-    """A security key in a reader, and its holder."""
+class AttendedKey:
+    """A key in a reader that wants a person, and its holder."""
 
     uri: str
     slot: Slot
@@ -47,23 +47,28 @@ class SecurityKey:
 
 
 @pytest.fixture
-def security_key(tmp_path: Path) -> Iterator[SecurityKey]:
-    card = VirtualCard(CTAPApplet(Authenticator()))
+def attended(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AttendedKey]:
+    """A security key; where a test says so, a smartcard whose slot wants the PIN for every signature."""
+    card = VirtualCard(CTAPApplet(Authenticator()), PIVApplet(4713))
     with card_inserted(card) as slot:
-        uri = f"fido2:{tmp_path}/security-key.json?reader={quote(slot.reader)}"
+        uris = {
+            "fido2": f"fido2:{tmp_path}/security-key.json?reader={quote(slot.reader)}",
+            "piv-9a": f"piv:{quote(slot.reader)}?slot=9a",
+        }
+        uri = uris[getattr(request, "param", "fido2")]
         init_key(uri, person=Technician(pin=PIN, new_pin=PIN))
-        yield SecurityKey(uri, slot, card)
+        yield AttendedKey(uri, slot, card)
 
 
 @pytest.fixture
-def consortium(superlink: RunningSuperLink, security_key: SecurityKey, tmp_path: Path) -> Iterator[SecureConsortium]:
+def consortium(superlink: RunningSuperLink, attended: AttendedKey, tmp_path: Path) -> Iterator[SecureConsortium]:
     """Three boxes: a has a TPM, b a smartcard's slot 9E, c the security key."""
     with ExitStack() as stack:
         tpm = stack.enter_context(shared_maker().make())
         slot = stack.enter_context(card_inserted(VirtualCard(PIVApplet(4712))))
         card_uri = f"piv:{quote(slot.reader)}?slot=9e"
         init_key(card_uri, person=Technician())
-        uris = {"a": tpm.uri, "b": card_uri, "c": security_key.uri}
+        uris = {"a": tpm.uri, "b": card_uri, "c": attended.uri}
         yield stack.enter_context(SecureConsortium.found(superlink, tmp_path, letters="abc", key_uris=uris))
 
 
@@ -82,7 +87,7 @@ def _session_of(box: RunningHospital) -> str:
 
 
 def test_a_study_runs_over_a_tpm_a_card_and_a_security_key_that_somebody_touched(
-    consortium: SecureConsortium, security_key: SecurityKey
+    consortium: SecureConsortium, attended: AttendedKey
 ) -> None:
     box = consortium.box("c")
     assert [consortium.box(letter).kind for letter in "abc"] == [KeyKind.TPM, KeyKind.PIV, KeyKind.FIDO2]
@@ -98,8 +103,8 @@ def test_a_study_runs_over_a_tpm_a_card_and_a_security_key_that_somebody_touched
     consortium.launch()
     _wait_until_it_wants_a_person(box)
     assert {event["refusal"] for event in box.events("message_refused")} == {"busy"}
-    expires_s = security_key.vouch(box)
-    security_key.slot.remove()
+    expires_s = attended.vouch(box)
+    attended.slot.remove()
     consortium.wait_for("finished")
 
     np.testing.assert_allclose(consortium.trained, 1.0 + 3 * consortium.mean, atol=QUANTISATION)
@@ -113,15 +118,15 @@ def test_a_study_runs_over_a_tpm_a_card_and_a_security_key_that_somebody_touched
 
 
 def test_a_security_key_s_session_that_ends_in_mid_run_holds_the_study_up_until_somebody_touches_it(
-    consortium: SecureConsortium, security_key: SecurityKey
+    consortium: SecureConsortium, attended: AttendedKey
 ) -> None:
     box, other = consortium.box("c"), consortium.box("a")
     box.session_life_s = LIFE_S
     consortium.start(training_s=1.0)
     consortium.launch()
     _wait_until_it_wants_a_person(box)
-    security_key.vouch(box)
-    security_key.slot.remove()
+    attended.vouch(box)
+    attended.slot.remove()
     # Out of its reader, the key is not missed as long as its session counts: the first round comes about.
     consortium.wait_for("round")
     consortium.wait_for_work("a", "masked-input 2")
@@ -142,27 +147,28 @@ def test_a_security_key_s_session_that_ends_in_mid_run_holds_the_study_up_until_
     assert box.status is not None
     assert box.status.link == "online"
 
-    security_key.slot.insert(security_key.card)
-    security_key.vouch(box)
+    attended.slot.insert(attended.card)
+    attended.vouch(box)
     consortium.wait_for("finished")
     np.testing.assert_allclose(consortium.trained, 1.0 + 3 * consortium.mean, atol=QUANTISATION)
     assert all(record["cohort"] == list(consortium.sites) for record in consortium.result["history"])
     assert not consortium.events("faulty")
 
 
+@pytest.mark.parametrize("attended", ["fido2", "piv-9a"], indirect=True)
 def test_a_restarted_agent_asks_for_its_person_again_and_keeps_its_door_key(
-    consortium: SecureConsortium, security_key: SecurityKey
+    consortium: SecureConsortium, attended: AttendedKey
 ) -> None:
     box = consortium.box("c")
     box.start()
     box.wait_for_link()
-    security_key.vouch(box)
+    attended.vouch(box)
     wait_until(lambda: _session_of(box) == "valid", limit_s=10, what="a session")
     box.kill()
     box.start()
     assert box.wait_for_link() < 15, "the SuperLink knows it by the same key"
     wait_until(lambda: _session_of(box) == "needs-person", limit_s=10, what="a call for a person")
-    security_key.vouch(box)
+    attended.vouch(box)
     assert box.stop()[0] == 0
     assert box.events("agent_stopped")[-1]["clean"] is True
     assert not (box.directory / "state" / "control.sock").exists()
