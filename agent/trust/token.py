@@ -1,7 +1,7 @@
 """The enrolment token: what a box must know to find its consortium, and one secret that counts once.
 
 It is a COSE_Sign1 (RFC 9052 4.2, ES256) over a CBOR map, written as `SEH1:` and base45, for a QR code, a stick
-(`SEH-TOKEN.TXT`) or a keyboard. It brings trust in a roster and in studies, never in software (SECURITY-RULES 15):
+(`SEH-TOKEN.TXT` on a FAT volume) or a keyboard. It brings trust in a roster and in studies, never in software:
 
     {1: registrar "host:port", 2: token id, 3: secret, 4: SHA-256 of the TLS authority's certificate (DER),
      5: root digest, 6: site, 7: expires (s since 1970), 8: SHA-256 of the name of the endorsement key it is bound to}
@@ -37,6 +37,8 @@ from agent.trust.base45 import decode_base45, encode_base45
 
 PREFIX: Final = "SEH1:"
 MAX_TOKEN_CHARACTERS: Final = 1024
+STICK_FILE: Final = "SEH-TOKEN.TXT"
+STICK_LABEL: Final = "SEH-TOKEN"
 ID_BYTES: Final = 8
 SECRET_BYTES: Final = 16
 DIGEST_BYTES: Final = 32
