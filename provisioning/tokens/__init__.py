@@ -1,0 +1,1 @@
+"""Enrolment tokens: made, registered, and put on sticks, into codes and onto paper."""
