@@ -20,12 +20,12 @@ from agent.federation.faults import RefusedError, StoppedError
 from agent.federation.journal import FileJournal
 from agent.federation.plain import parse_moments
 from agent.federation.studies import StudyRun, broken_rule, declining
-from agent.secagg.attempt import Roster
 from agent.secagg.codec import Contribution
 from agent.secagg.messages import parse_advertise_request
 from agent.secagg.node import AcceptedRound, NodeIdentity, NodeSession
 from agent.trust.metrics import Moments, moments_layout, training_layout
-from agent.trust.terms import aggregation_terms, check_privacy
+from agent.trust.peers import PinnedPeers
+from agent.trust.terms import aggregation_terms, check_privacy, least_evidence
 
 MAX_CONFIGURATION_BYTES = 1 << 20
 MASK_THREADS = max(1, min(4, os.cpu_count() or 1))
@@ -77,7 +77,7 @@ class SecureSettings:
 
     site: str
     state: Path
-    peers: Roster
+    peers: PinnedPeers
     coordinator: ec.EllipticCurvePublicKey
     session: SessionSource = field(repr=False)
     stopping: Callable[[], bool] = field(repr=False)
@@ -92,7 +92,13 @@ class SecureHandler:
         self._open: dict[str, _OpenStudy] = {}
 
     def handle(self, run: StudyRun, frame: Frame) -> Frame:
-        """Answer one leg."""
+        """Answer one leg; a box whose key or disk does not answer is busy, and asked again."""
+        try:
+            return self._answer(run, frame)
+        except HardwareError as error:
+            raise RefusedError(Refusal.BUSY, error) from error
+
+    def _answer(self, run: StudyRun, frame: Frame) -> Frame:
         if frame.stage is Stage.ADVERTISE:
             return self._advertise(run, frame)
         study = self._open.get(run.folder.digest) or self._begin(run)
@@ -131,16 +137,13 @@ class SecureHandler:
 
     def _begin(self, run: StudyRun) -> _OpenStudy:
         settings = self._settings
-        try:
-            certified = settings.session()
-            directory = journal_directory(settings.state, run.folder.digest, run.dataset.id)
-            journal = FileJournal(directory, settings.journal_key)
-        except HardwareError as error:
-            raise RefusedError(Refusal.BUSY, error) from error
+        certified = settings.session()
+        directory = journal_directory(settings.state, run.folder.digest, run.dataset.id)
+        journal = FileJournal(directory, settings.journal_key)
         session = NodeSession(
             identity=NodeIdentity(settings.site, certified.certificate, _signer(certified.signing_key)),
             terms=aggregation_terms(run.study, run.folder.digest),
-            roster=settings.peers,
+            roster=settings.peers.demanding(least_evidence(run.study)),
             coordinator=settings.coordinator,
             journal=journal,
             initial_model=run.worker.initial_parameters,

@@ -5,7 +5,7 @@ No sentence and no detail holds a secret or anything that depends on patient dat
 
 from __future__ import annotations
 
-from agent.core.errors import PeerProtocolError
+from agent.core.errors import PeerProtocolError, SecureHealthError
 
 _NODE = "Nothing secret was sent. Tell the consortium's operator; if it repeats, stop the study."
 _SERVER = "The round produced no model. Exclude or repair the named hospital's node, then start the round again."
@@ -79,13 +79,16 @@ def own_bundle_changed() -> PeerProtocolError:
     )
 
 
-def untrusted_certificate(site: str) -> PeerProtocolError:
-    """A node that the roster does not hold."""
+def untrusted_certificate(site: str, cause: SecureHealthError | None = None) -> PeerProtocolError:
+    """A node that the roster does not hold, or whose certificate does not count, for `cause`."""
+    why = cause.sentence if cause else "The roster that this node trusts does not hold it."
+    step = "Nothing secret was sent. Compare the roster with that hospital's own record of its nodes."
     return PeerProtocolError(
         "secagg.untrusted_certificate",
-        f"The roster that this node trusts does not hold the node that speaks for {site}.",
-        next_step="Nothing secret was sent. Compare the roster with that hospital's own record of its nodes.",
+        f"The node that speaks for {site} is not believed. {why}",
+        next_step=cause.next_step if cause else step,
         peer=site,
+        cause=cause.code if cause else "",
     )
 
 

@@ -26,6 +26,7 @@ from agent.identity.key import HardwareKey
 from agent.identity.link import link_key, opens_by_itself
 from agent.identity.session import RenewalPolicy, SessionKeeper, Subject
 from agent.service.safekeeping import load_vault, session_keys
+from agent.trust.counters import COUNTERS_FILE_NAME, CounterStore
 from agent.trust.peers import PinnedPeers, consortium_digest, node_name
 from agent.trust.roster import load_roster
 from agent.trust.study import Study
@@ -151,7 +152,7 @@ def _secure_handlers(
     settings = SecureSettings(
         site=config.node.site,
         state=config.node.state_directory,
-        peers=PinnedPeers(roster, clock),
+        peers=PinnedPeers(roster, clock, CounterStore(config.node.state_directory / COUNTERS_FILE_NAME)),
         coordinator=roster.coordinator_key(),
         session=keeper.current,
         stopping=stop.is_set,

@@ -74,8 +74,9 @@ class Session:
         record: The node, as its site names it.
         public_key: The short-lived key.
         expires_s: Until when it counts, in seconds since 1970; the caller verifies anew after that.
-        signature_count: Counter of a FIDO2 root, to be remembered as its `last_count`; else 0.
+        signature_count: Counter of a FIDO2 root, for the verifier to remember; else 0.
         timestamp_version: The newest repository timestamp that the node had seen.
+        certificate: Digest (hex) of what was signed; the same however envelope and signature are written.
     """
 
     record: NodeRecord
@@ -83,6 +84,7 @@ class Session:
     expires_s: int
     signature_count: int
     timestamp_version: int
+    certificate: str
 
 
 def verify_session(envelope: bytes, view: TrustView, *, now_s: int) -> Session:
@@ -116,7 +118,8 @@ def verify_session(envelope: bytes, view: TrustView, *, now_s: int) -> Session:
     public_key = load_public_key(bytes.fromhex(certificate.session_key))
     if public_key_bytes(public_key) == record.root.public_key:
         raise _not_accepted("the hardware key vouches for itself")
-    return Session(record, public_key, certificate.expires_s, count, certificate.timestamp_version)
+    digest = certificate.digest().hex()
+    return Session(record, public_key, certificate.expires_s, count, certificate.timestamp_version, digest)
 
 
 def verify_statement(proof: Proof, session: Session, kind: type[S], *, now_s: int) -> S:
@@ -154,7 +157,11 @@ def _find_record(key_id: str, view: TrustView) -> NodeRecord:
         raise _not_accepted("its key was revoked")
     if record.root.evidence < view.minimum_evidence:
         wanted, has = view.minimum_evidence.name.lower(), record.root.evidence.name.lower()
-        raise _not_accepted(f"its key shows evidence of class {has}, and {wanted} is wanted here")
+        raise PeerProtocolError(
+            "statements.weak_evidence",
+            f"A node's key shows evidence of class {has}, and {wanted} is wanted here.",
+            next_step="Nothing was done with it. Its hospital needs a box whose key lives in better hardware.",
+        )
     return record
 
 

@@ -101,6 +101,8 @@ class _NodeEntry(_Entry):
     def _check(self) -> Self:
         if (self.kind is KeyKind.FIDO2) != (self.fido2 is not None):
             raise ValueError("a fido2 key, and no other, states its terms under `fido2`")
+        if self.kind is KeyKind.SOFTWARE and self.evidence != "none":
+            raise ValueError("a software key shows no evidence")
         return self
 
 

@@ -19,6 +19,7 @@ MAX_SITES = 100
 MAX_FIELDS = 4096
 
 Sha256Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+EvidenceName = Literal["none", "test", "virtual", "hardware"]
 FieldName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,62}$")]
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 
@@ -182,7 +183,11 @@ class PrivacyTerms(_Statement):
 
 
 class Study(_Statement):
-    """`study.json`."""
+    """`study.json`.
+
+    `minimum_evidence`: How well a hospital must have seen that a box's key lives in hardware, for the others to let it
+    take part; an absent one is `none`.
+    """
 
     format: Literal["secur-e-health/study/1"] = "secur-e-health/study/1"
     id: IdentifierText
@@ -201,6 +206,7 @@ class Study(_Statement):
     strategy: Strategy = Strategy()
     secagg: SecureAggregationTerms = SecureAggregationTerms()
     privacy: PrivacyTerms | None = None
+    minimum_evidence: EvidenceName = "none"
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from agent.core.errors import OperatorError
 from agent.secagg.accounting import PrivacySpent, spent_privacy
 from agent.secagg.terms import Dropout, NoiseTerms, Terms, default_colluders
+from agent.statements.roots import EvidenceClass
 from agent.trust.metrics import Moments, moments_layout, training_layout
 from agent.trust.study import Study
 
@@ -44,6 +45,11 @@ def aggregation_terms(study: Study, digest: str) -> Terms:
         max_step_linf=asked.max_step_linf,
         privacy=_noise_terms(study),
     )
+
+
+def least_evidence(study: Study) -> EvidenceClass:
+    """The least evidence that a study wants of every box's key."""
+    return EvidenceClass[study.minimum_evidence.upper()]
 
 
 def check_privacy(terms: Terms) -> PrivacySpent | None:

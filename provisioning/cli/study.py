@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -32,7 +32,7 @@ def validate(
     spent = check_privacy(terms)
     if model is not None:
         verify_model(read_file(model), study.model)
-    for line in (*_asked(study), *_protection(study, terms.minimum_sites, terms.colluders)):
+    for line in (*_asked(study), _evidence(study), *_protection(study, terms.minimum_sites, terms.colluders)):
         typer.echo(line)
     if spent is not None:
         typer.echo(
@@ -52,6 +52,20 @@ def _asked(study: Study) -> list[str]:
         f"Each trains a model of {study.model.parameters:,} numbers on its own records in {study.rounds} rounds; "
         f"{data.holdout:.0%} of the records are held out to measure it.",
     ]
+
+
+_EVIDENCE: Final = {
+    "none": "Any box that its hospital names takes part, also one whose key is a file that can be copied.",
+    "test": "Only boxes whose key shows some evidence take part; a simulator's is enough, so this protects nothing.",
+    "virtual": "Only boxes take part whose key lives in hardware, or in a virtual TPM that its operator can copy.",
+    "hardware": "Only boxes take part whose key lives in hardware, by the word of its maker.",
+}
+
+
+def _evidence(study: Study) -> str:
+    if study.minimum_evidence == "none":
+        return _EVIDENCE["none"]
+    return f"{_EVIDENCE[study.minimum_evidence]} Every other hospital's box refuses one that shows less."
 
 
 def _protection(study: Study, minimum: int, colluders: int) -> list[str]:

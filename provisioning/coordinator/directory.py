@@ -1,7 +1,7 @@
 """A coordinator's directory: what it is to do, how far it has come, and what came out.
 
 study.json  model.onnx  settings.json  roster.json  coordinator.key     written once, when the directory is prepared
-progress.jsonl  checkpoints/              written round by round
+progress.jsonl  checkpoints/  attempt.json  counters.json                   written round by round
 result.json  trained.onnx                 written at the end
 """
 
@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent.core.errors import OperatorError, SecureHealthError
 from agent.core.validation import explain_invalid
+from agent.trust.counters import COUNTERS_FILE_NAME
 from agent.trust.model import ModelFile, verify_model
 from agent.trust.roster import Roster, parse_roster
 from agent.trust.study import Study, parse_study, study_digest
@@ -60,11 +61,13 @@ class Protection:
         roster: Who speaks for which hospital, to name culprits; nodes rely on their own.
         key: Signs each round; its public half stands in the hospitals' rosters.
         open_attempt: File that names the attempt under way, for a coordinator that is started again.
+        counters: File of what was seen of FIDO2 keys.
     """
 
     roster: Roster
     key: ec.EllipticCurvePrivateKey = field(repr=False)
     open_attempt: Path
+    counters: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +174,9 @@ class CoordinatorDirectory:
             return None
         if roster is None or key is None:
             raise bad_setting("aggregation", "secure aggregation needs a roster and the coordinator's key")
-        return Protection(parse_roster(roster), _parse_key(key), self.path / "attempt.json")
+        return Protection(
+            parse_roster(roster), _parse_key(key), self.path / "attempt.json", self.path / COUNTERS_FILE_NAME
+        )
 
     def store_result(self, model: bytes, result: dict[str, object]) -> None:
         """Write the trained model, then the result that names it."""

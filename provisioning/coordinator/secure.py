@@ -16,17 +16,27 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from agent.core.clock import SystemClock
 from agent.core.errors import OperatorError, PeerProtocolError
 from agent.core.wire import Frame, Refusal
-from agent.secagg.messages import AbortCertificate
+from agent.secagg.messages import AbortCertificate, parse_advertise_reply
 from agent.secagg.rules import Verdict
 from agent.secagg.server import RoundSum as SecureSum
 from agent.secagg.server import ServerRound, ServerSession
 from agent.secagg.terms import Dropout
 from agent.secagg.transcript import NO_DIGEST
+from agent.trust.counters import CounterStore
 from agent.trust.peers import PinnedPeers
-from agent.trust.terms import aggregation_terms, check_privacy, encode_configuration
+from agent.trust.terms import aggregation_terms, check_privacy, encode_configuration, least_evidence
 from provisioning.coordinator.aggregation import Report, RoundSum, RoundTask, refused_by
 from provisioning.coordinator.directory import Assignment, store_atomically
-from provisioning.coordinator.exchange import Arrival, Exchange, Faulty, Inquiry, Refused, Reply, missing_sites
+from provisioning.coordinator.exchange import (
+    Arrival,
+    Exchange,
+    Faulty,
+    Inquiry,
+    Refused,
+    Reply,
+    missing_sites,
+    stray_answer,
+)
 
 MAX_ATTEMPTS = 5
 """How often one round is tried before the study is paused in a state that can be resumed."""
@@ -64,7 +74,12 @@ class SecureAggregation:
         self._session = ServerSession(
             terms=terms,
             run=os.urandom(16),
-            roster=PinnedPeers(protection.roster, SystemClock()),
+            roster=PinnedPeers(
+                protection.roster,
+                SystemClock(),
+                CounterStore(protection.counters),
+                minimum=least_evidence(assignment.study),
+            ),
             sign=_signer(protection.key),
             workers=max(1, min(4, os.cpu_count() or 1)),
         )
@@ -72,6 +87,7 @@ class SecureAggregation:
         self._spent = 0
         self._keys_until_s = 0.0
         self._stale: set[str] = set()
+        self._rejected: PeerProtocolError | None = None
         self._legs = 0
 
     def state(self) -> Mapping[str, object]:
@@ -129,14 +145,23 @@ class SecureAggregation:
             wanted = set(task.sites)
         if not wanted:
             return
+        self._rejected = None
         frames = dict.fromkeys(sorted(wanted), self._session.advertise_request())
-        missing = self._hear(task, exchange, frames, lambda _, frame: self._session.receive_bundle(frame), wait=True)
+        missing = self._hear(task, exchange, frames, self._take_bundle, wait=True)
         if missing and self._waits:
-            raise missing_sites(sorted(missing), within_s=task.deadline_s - now_s, round_number=task.round)
+            # Once one is rejected the round cannot be, whoever else is missing.
+            missed = missing_sites(sorted(missing), within_s=task.deadline_s - now_s, round_number=task.round)
+            raise self._rejected or missed
         for site in missing:
             self._session.forget_bundle(site)
         self._stale -= wanted
         self._keys_until_s = exchange.clock.monotonic_s() + KEYS_AGE_S
+
+    def _take_bundle(self, site: str, frame: Frame) -> None:
+        """Take a hospital's keys; nobody answers for another."""
+        if parse_advertise_reply(frame.header, frame.payload).bundle.site != site:
+            raise stray_answer(site, "it speaks for another hospital")
+        self._session.receive_bundle(frame)
 
     def _begin(self, task: RoundTask, number: int, certificate: AbortCertificate | None) -> ServerRound:
         cohort = sorted(set(task.sites) & set(self._session.ready_sites()))
@@ -229,7 +254,7 @@ class SecureAggregation:
                 missing.discard(arrival.site)
             elif isinstance(arrival, (Refused, Faulty)):
                 self._stale.add(arrival.site)
-                if wait:
+                if wait and self._waits:
                     _give_up(inquiry)
         return missing
 
@@ -238,9 +263,10 @@ class SecureAggregation:
             try:
                 receive(arrival.site, arrival.frame)
             except PeerProtocolError as error:
-                self._report(task.round, Faulty(arrival.site, error))
-                return False
+                arrival = Faulty(arrival.site, error)
         self._report(task.round, arrival)
+        if isinstance(arrival, Faulty):
+            self._rejected = self._rejected or arrival.error
         if isinstance(arrival, Refused) and self._waits and arrival.refusal is not Refusal.PROTOCOL:
             raise refused_by(arrival, round_number=task.round)
         return isinstance(arrival, Reply)

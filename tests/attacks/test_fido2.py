@@ -202,7 +202,7 @@ def remembering(root: RootKey, count: int) -> RootKey:
 def test_cloned_key_is_found_out_by_its_counter(
     key: HardwareKey, root: RootKey, authenticator: Authenticator, person: Technician
 ) -> None:
-    clone = clone_of(authenticator)
+    clone = authenticator.cloned()
     count = verify_proof(key.prove(NOTE), root)
     count = verify_proof(key.prove(NOTE), remembering(root, count))
     with plugged_in(HIDKey(clone)):
@@ -231,14 +231,6 @@ def test_key_that_stops_counting(key: HardwareKey, root: RootKey, authenticator:
     authenticator.counts, authenticator.count = False, 0
     with refused("may have been cloned"):
         verify_proof(key.prove(NOTE), remembering(root, count))
-
-
-def clone_of(authenticator: Authenticator) -> Authenticator:
-    clone = Authenticator(counts=authenticator.counts)
-    clone.credentials = dict(authenticator.credentials)
-    clone.count = authenticator.count
-    clone.pin._digest = authenticator.pin._digest
-    return clone
 
 
 # Another key

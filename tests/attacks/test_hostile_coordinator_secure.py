@@ -36,6 +36,7 @@ from agent.secagg.messages import (
 from agent.secagg.node import NodeIdentity, NodeSession
 from agent.secagg.server import ServerRound, ServerSession
 from agent.statements.roots import EvidenceClass
+from agent.trust.counters import CounterStore
 from agent.trust.peers import PinnedPeers, consortium_digest, node_name
 from agent.trust.roster import Roster, roster_node
 from agent.trust.terms import aggregation_terms
@@ -71,7 +72,9 @@ class HostileCoordinator:
         self.session = ServerSession(
             terms=aggregation_terms(assignment.study, assignment.digest),
             run=os.urandom(16),
-            roster=PinnedPeers(self.roster, SystemClock()),
+            roster=PinnedPeers(
+                self.roster, SystemClock(), CounterStore(self.consortium.directory.path / "counters.json")
+            ),
             sign=lambda data: self.key.sign(data, ec.ECDSA(hashes.SHA256())),
         )
 
@@ -361,7 +364,7 @@ def _advertise_as(keeper: SessionKeeper, site: str, session: ServerSession, cons
     node = NodeSession(
         identity=identity,
         terms=session.terms,
-        roster=PinnedPeers(consortium.roster, SystemClock()),
+        roster=PinnedPeers(consortium.roster, SystemClock(), CounterStore(consortium.directory.path / "counters.json")),
         coordinator=consortium.key.public_key(),
         journal=MemoryJournal(),
         initial_model=np.ones(session.terms.parameters, dtype=np.float32),

@@ -13,6 +13,7 @@ from agent.core.ids import SiteID
 from agent.federation.plain import parse_moments
 from agent.identity.key import init_key
 from agent.statements.roots import EvidenceClass
+from agent.trust.counters import CounterStore
 from agent.trust.peers import PinnedPeers
 from agent.trust.roster import Roster, roster_node
 from tests.simulators.played_study import played_study
@@ -39,4 +40,4 @@ def test_a_site_with_two_boxes_votes_twice(tmp_path: Path) -> None:
     nodes = tuple(roster_node(site, key.kind, EvidenceClass.NONE, key.public_key()) for key in keys)
     roster = Roster({site: nodes}, ec.generate_private_key(ec.SECP256R1()).public_key())
     with pytest.raises(OperatorError, match="several nodes of hospital-a"):
-        PinnedPeers(roster, SystemClock())
+        PinnedPeers(roster, SystemClock(), CounterStore(tmp_path / "counters.json"))

@@ -91,6 +91,14 @@ class Authenticator:
         """As its holder did at home."""
         self.pin.set(pin.encode())
 
+    def cloned(self) -> Authenticator:
+        """A copy of all its secrets, which goes its own way from here."""
+        clone = Authenticator(counts=self.counts)
+        clone.credentials = dict(self.credentials)
+        clone.count = self.count
+        clone.pin._digest = self.pin._digest
+        return clone
+
     def power_cycle(self) -> None:
         """Unplugged and plugged in again."""
         self.pin.power_cycle()

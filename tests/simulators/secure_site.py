@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,16 +19,14 @@ from agent.federation.faults import RefusedError
 from agent.federation.secure import SecureHandler, SecureSettings
 from agent.federation.studies import StudyFolder, StudyRun, Vector
 from agent.identity.key import HardwareKey, init_key
-from agent.identity.session import SessionKeeper, Subject
+from agent.identity.session import SessionKeeper, SessionKeySource, Subject
 from agent.statements.roots import EvidenceClass
+from agent.trust.counters import COUNTERS_FILE_NAME, CounterStore
 from agent.trust.metrics import Moments
 from agent.trust.peers import PinnedPeers, consortium_digest, node_name
 from agent.trust.roster import Roster, roster_node
 from agent.trust.study import Study
 from tests.simulators.scripted_line import Said
-
-JOURNAL_KEY = b"journal" * 5
-"""What a box's vault would give."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +86,9 @@ class SecureSite:
     silent_at: set[Stage] = field(default_factory=set)
     restart_before: set[tuple[Stage, int, int]] = field(default_factory=set)
     seen: list[Frame] = field(default_factory=list)
+    journal_key: bytes = field(default_factory=lambda: os.urandom(32), repr=False)
+    session_keys: SessionKeySource | None = None
+    refused: list[PeerProtocolError] = field(default_factory=list)
     _handler: SecureHandler | None = None
     _run: StudyRun | None = None
     _roster: Roster | None = None
@@ -111,11 +113,13 @@ class SecureSite:
         assert self._roster is not None
         clock, coordinator = SystemClock(), self._roster.coordinator_key()
         subject = Subject(consortium_digest(coordinator), self.site, node_name(self.key.key_id))
-        keeper = SessionKeeper(self.key, subject, clock=clock, timestamp_version=lambda: 0)
-        keeper.tick()
-        peers = PinnedPeers(self._roster, clock)
+        keeper = SessionKeeper(
+            self.key, subject, clock=clock, timestamp_version=lambda: 0, new_session_key=self.session_keys
+        )
+        keeper.renew()
+        peers = PinnedPeers(self._roster, clock, CounterStore(self.directory / COUNTERS_FILE_NAME))
         settings = SecureSettings(
-            self.site, self.directory, peers, coordinator, keeper.current, lambda: False, JOURNAL_KEY
+            self.site, self.directory, peers, coordinator, keeper.current, lambda: False, self.journal_key
         )
         self._handler = SecureHandler(settings)
 
@@ -133,7 +137,8 @@ class SecureSite:
             return Frame(frame.study, frame.stage, frame.round, frame.attempt)
         try:
             return self._handler.handle(self._run, frame)
-        except PeerProtocolError:
+        except PeerProtocolError as error:
+            self.refused.append(error)
             return Said({"refusal": Refusal.PROTOCOL})
         except RefusedError as refused:
             return Said({"refusal": refused.refusal})

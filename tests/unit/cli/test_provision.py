@@ -64,6 +64,21 @@ def test_validate_refuses_two_hospitals_and_another_model(tmp_path: Path) -> Non
         call("study", "validate", tmp_path / "nothing.json")
 
 
+@pytest.mark.parametrize(
+    ("minimum", "words"),
+    [
+        ("none", "also one whose key is a file"),
+        ("test", "protects nothing"),
+        ("virtual", "or in a virtual TPM"),
+        ("hardware", "by the word of its maker"),
+    ],
+)
+def test_validate_says_which_boxes_may_take_part(tmp_path: Path, minimum: str, words: str) -> None:
+    said = call("study", "validate", files(tmp_path, minimum_evidence=minimum)[0])
+    assert words in said
+    assert ("refuses one that shows less" in said) is (minimum != "none")
+
+
 def test_a_coordination_is_prepared_from_files_and_its_key_is_private(tmp_path: Path) -> None:
     study, model = files(tmp_path)
     public = load_pem_public_key(call("coordinator", "new-key", tmp_path / "coordinator.key").encode())

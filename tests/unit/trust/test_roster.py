@@ -50,6 +50,13 @@ def test_terms_are_for_fido2_keys_and_for_no_others(entry: dict[str, object]) ->
         parse_roster(_file(a={"nodes": [entry | {"public_key": _pem(_key())}]}))
 
 
+@pytest.mark.parametrize("evidence", ["test", "virtual", "hardware"])
+def test_a_software_key_shows_no_evidence(evidence: str) -> None:
+    entry = {"kind": "software", "evidence": evidence, "public_key": _pem(_key())}
+    with pytest.raises(OperatorError, match="a software key shows no evidence"):
+        parse_roster(_file(a={"nodes": [entry]}))
+
+
 def test_a_key_that_no_site_endorses_is_unknown() -> None:
     with pytest.raises(PeerProtocolError, match="No site"):
         Roster({}).node("0" * 64)
