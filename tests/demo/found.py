@@ -10,14 +10,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from agent.core.config import load_config
 from agent.core.errors import SecureHealthError
 from agent.identity.key import HardwareKey
+from agent.service.control import renew_session
+from agent.service.wiring import link_of
 from agent.trust.roster import Roster, RosterNode, encode_roster
 from agent.trust.study import PrivacyTerms, Study, study_digest
 from agent.trust.terms import aggregation_terms, check_privacy
@@ -96,6 +100,18 @@ class Consortium:
                 environment=environment,
             )
             view.hospital(site, state="starting")
+
+    def vouch(self, member: Member, view: View) -> None:
+        """Have a key that needs a person vouch for its running agent; other keys do so by themselves.
+
+        Raises:
+            PartFailedError: The key or the agent refuses.
+        """
+        if member.key.capabilities.unattended:
+            return
+        view.hospital(member.hospital.site, state="waits for a touch")
+        renew = partial(renew_session, member.state_directory, member.key)
+        _result_of(f"{describe_key(member.key)} of {member.hospital.name}", renew)
 
     def check(self) -> None:
         """Raise if a process has ended by itself.
@@ -191,7 +207,8 @@ def _write_study(
     model = cohort.model(cohort.data.width)
     study = cohort.study(hospitals, model, rounds=rounds, now=now, privacy=privacy)
     study_file = study.model_dump_json(indent=2).encode() + b"\n"
-    check_privacy(aggregation_terms(study, study_digest(study_file)))
+    if privacy is not None:
+        check_privacy(aggregation_terms(study, study_digest(study_file)))
     (directory / "study.json").write_bytes(study_file)
     (directory / "model.onnx").write_bytes(model)
     return study, study_file, model
@@ -248,7 +265,8 @@ def _as_toml(tables: Mapping[str, Mapping[str, str | bool]]) -> str:
 
 def _register(pool: ThreadPoolExecutor, superlink: RunningSuperLink, members: Sequence[Member], view: View) -> None:
     def register(member: Member) -> None:
-        superlink.register(member.key.public_key(), name=member.hospital.site)
+        link = link_of(load_config(member.directory / "agent.toml"), member.key)
+        superlink.register(link, name=member.hospital.site)
         view.hospital(member.hospital.site, state="registered")
 
     _result_of("registration at the SuperLink", lambda: list(pool.map(register, members)))

@@ -28,6 +28,7 @@ STATE_STYLES = {
     "key made": "cyan",
     "registered": "cyan",
     "starting": "yellow",
+    "waits for a touch": "bold yellow",
     "joined": "green",
     "training": "bold green",
     "lost": "bold red",

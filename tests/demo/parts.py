@@ -10,6 +10,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.simulators.families import descendants, kill_all
+
 STOP_LIMIT_S = 6.0
 TAIL_LINES = 12
 
@@ -85,9 +87,7 @@ def stop_all(parts: Sequence[Part], *, limit_s: float = STOP_LIMIT_S) -> None:
     for part in parts:
         part.ask_to_stop()
     _, stubborn = psutil.wait_procs(families, timeout=limit_s)
-    for member in stubborn:
-        member.kill()
-    psutil.wait_procs(stubborn, timeout=STOP_LIMIT_S)
+    kill_all(stubborn, limit_s=STOP_LIMIT_S)
     for part in parts:
         part.process.wait(STOP_LIMIT_S)
 
@@ -103,7 +103,6 @@ def tail(log: Path, *, lines: int = TAIL_LINES) -> str:
 
 def _family(pid: int) -> list[psutil.Process]:
     try:
-        root = psutil.Process(pid)
-        return [root, *root.children(recursive=True)]
+        return [psutil.Process(pid), *descendants(pid)]
     except psutil.NoSuchProcess:
         return []

@@ -188,6 +188,7 @@ def _await_agents(consortium: Consortium, view: View) -> None:
         for site, member in list(waiting.items()):
             status = load_status(member.state_directory)
             if status is not None and status.link == "online":
+                consortium.vouch(member, view)
                 view.hospital(site, state="joined")
                 del waiting[site]
         if time.monotonic() > deadline_s:

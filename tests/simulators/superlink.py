@@ -21,11 +21,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import psutil
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from provisioning.authority.superlink import SuperLinkConnection, SuperLinkSettings, flower_environment
 from provisioning.authority.tls import ServerFiles, create_authority, issue_server, store_server
+from tests.simulators.families import descendants, kill_all
 
 HOST = "127.0.0.1"
 START_LIMIT_S = 90.0
@@ -156,7 +156,7 @@ class RunningSuperLink:
     def _end(self, how: signal.Signals) -> None:
         if self.process is None:
             return
-        family = _family(self.process.pid)
+        family = descendants(self.process.pid)
         if self.process.poll() is None:
             self.process.send_signal(how)
         try:
@@ -164,10 +164,7 @@ class RunningSuperLink:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait(STOP_LIMIT_S)
-        for member in family:
-            if member.is_running():
-                member.kill()
-        psutil.wait_procs(family, timeout=STOP_LIMIT_S)
+        kill_all(family, limit_s=STOP_LIMIT_S)
         self.process = None
 
     def __enter__(self) -> Self:
@@ -184,10 +181,3 @@ def prepare_tls(directory: Path) -> ServerFiles:
     now = datetime.now(UTC)
     authority = create_authority("Loopback consortium", now=now)
     return store_server(directory.resolve(), authority, issue_server(authority, [HOST, "localhost"], now=now))
-
-
-def _family(pid: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []

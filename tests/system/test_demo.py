@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -19,6 +22,7 @@ import psutil
 import pytest
 
 from agent.trust.model import parse_model
+from tests.demo.keys import KINDS
 from tests.handbook.pictures import take_picture
 
 ROOT = Path(__file__).parents[2]
@@ -60,18 +64,18 @@ def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
-def test_four_hospitals_train_one_model_and_the_report_tells_of_it(tmp_path: Path) -> None:
-    begin_s = time.monotonic()
+def finished(output: Path, *arguments: str) -> tuple[str, dict[str, Any]]:
+    """What a demonstration that ends well says, and its summary."""
     done = subprocess.run(
-        command(tmp_path, "--rounds", "3", "--hospitals", "4"),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
+        command(output, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    return done.stdout, json.loads((output / "summary.json").read_text(encoding="utf-8"))
+
+
+def test_four_hospitals_train_one_model_and_the_report_tells_of_it(tmp_path: Path) -> None:
+    begin_s = time.monotonic()
+    _, summary = finished(tmp_path, "--rounds", "3", "--hospitals", "4")
 
     assert (summary["hospitals"], summary["rounds"], summary["secure"]) == (4, 3, True)
     assert set(summary["key_kinds"].values()) == {"tpm"}
@@ -104,11 +108,56 @@ def test_four_hospitals_train_one_model_and_the_report_tells_of_it(tmp_path: Pat
     assert picture.stat().st_size > 30_000
 
 
+def test_hospitals_with_four_kinds_of_key_train_one_model_and_a_person_touches_one(tmp_path: Path) -> None:
+    said, summary = finished(tmp_path, "--rounds", "3", "--key", ",".join(KINDS))
+    assert tuple(summary["key_kinds"].values()) == tuple(KINDS)
+    assert [entry["cohort"] for entry in summary["log"]] == [4, 4, 4, 4]
+    assert summary["log"][-1]["loss"] < summary["log"][0]["loss"]
+    # Once when the key was made, once when it vouched for the running agent.
+    assert said.count("Zurich and Basel: the technician touches the security key") == 2
+    lines = [line.split("] ", 1)[1] for line in said.splitlines() if "Zurich and Basel" in line]
+    assert lines.index("Zurich and Basel: waits for a touch") < lines.index("Zurich and Basel: joined")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "keys: 1 TPM, 1 smartcard, 1 security key, 1 software" in page
+
+
+def test_noise_gives_every_hospital_privacy_and_withholds_scores(tmp_path: Path) -> None:
+    said, summary = finished(tmp_path, "--rounds", "3", "--noise", "1.5", "--key", "software")
+    result = json.loads((tmp_path / "consortium" / "coordinator" / "result.json").read_text(encoding="utf-8"))
+    spent = summary["privacy"]
+    assert {name: spent[name] for name in ("epsilon", "delta", "rounds")} == result["privacy"]
+    assert 0 < spent["epsilon"] < 100
+    assert (spent["rounds"], spent["noise_multiplier"]) == (3, 1.5)
+    assert result["moments"] == {}
+    assert {entry["loss"] for entry in summary["log"]} == {None}
+    assert "round 3/3: scores withheld" in said
+    assert math.isfinite(summary["overall"]["federated"]["log_loss"])
+    assert f"epsilon {spent['epsilon']:.3g}" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_promise_that_so_little_noise_cannot_keep_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    done = subprocess.run(
+        command(tmp_path, "--rounds", "500", "--noise", "0.2", "--key", "software"),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "500 rounds would cost epsilon" in done.stdout
+    assert not (tmp_path / "summary.json").exists()
+
+
 def test_an_interrupted_demonstration_leaves_nothing_running_and_no_results(tmp_path: Path) -> None:
-    with running(tmp_path, "--rounds", "500") as process:
+    with running(tmp_path, "--rounds", "500", "--key", ",".join(KINDS)) as process:
         read_until(process, "round 2/500")
         started = family(process)
-        assert len(started) >= 9  # a SuperLink, a coordinator, four TPMs, four agents, their workers
+        names = Counter(member.name() for member in started)
+        assert (names["swtpm"], names["pcscd"]) == (1, 1)
+        assert (
+            len(started) >= 13
+        )  # beside them a SuperLink, a coordinator, four agents, their workers, the readers' room
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
         assert "nothing is left running" in read_until(process, "Stopped")[-1]

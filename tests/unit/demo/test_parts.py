@@ -1,6 +1,7 @@
 """Processes of the demonstration: watched, and ended with all that they started."""
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -38,6 +39,23 @@ def test_stopping_ends_descendants_too(tmp_path: Path) -> None:
     assert not root.is_running()
     assert children
     assert not any(child.is_running() for child in children)
+
+
+def test_a_process_that_ends_while_it_is_being_killed_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end_first(process: psutil.Process) -> None:
+        os.kill(process.pid, signal.SIGKILL)
+        raise psutil.NoSuchProcess(process.pid)
+
+    part = start(
+        tmp_path, f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); {SLEEPER}"
+    )
+    while tail(part.log) != "ready":
+        part.check()
+    monkeypatch.setattr(psutil.Process, "kill", end_first)
+    stop_all([part], limit_s=0.1)
+    assert part.process.returncode is not None
 
 
 def test_two_demonstrations_do_not_share_an_output(tmp_path: Path) -> None:
