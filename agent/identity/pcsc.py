@@ -12,9 +12,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import StrEnum
-from threading import Event
 from types import TracebackType
 from typing import Self
 
@@ -25,9 +22,6 @@ from agent.core.errors import HardwareError
 BUSY_TIMEOUT_S = 3.0
 """How long another program may hold a card before we say so."""
 _RETRY_S = 0.02
-_WATCH_TIMEOUT_S = 0.5
-_SERVICE_RETRY_S = 0.1
-_NEW_READER = "\\\\?PnP?\\Notification"
 _SERVICE_GONE = frozenset(
     {
         scard.SCARD_E_NO_SERVICE,
@@ -41,28 +35,6 @@ _READER_GONE = frozenset(
     {scard.SCARD_E_NO_READERS_AVAILABLE, scard.SCARD_E_UNKNOWN_READER, scard.SCARD_E_READER_UNAVAILABLE}
 )
 _CARD_GONE = frozenset({scard.SCARD_E_NO_SMARTCARD, scard.SCARD_W_REMOVED_CARD, scard.SCARD_W_RESET_CARD})
-
-
-class CardEventKind(StrEnum):
-    """What happened at the readers."""
-
-    INSERTED = "inserted"
-    REMOVED = "removed"
-    SERVICE_LOST = "service-lost"
-    SERVICE_BACK = "service-back"
-
-
-@dataclass(frozen=True, slots=True)
-class CardEvent:
-    """One change.
-
-    Args:
-        kind: What happened.
-        reader: Where; empty for the service's own events.
-    """
-
-    kind: CardEventKind
-    reader: str = ""
 
 
 class PCSCConnection:
@@ -149,55 +121,8 @@ def list_readers_with_card(name: str = "") -> tuple[str, ...]:
         readers = [reader for reader in _list_readers(context) if name in reader]
         if not readers:
             raise _pcsc_error(scard.SCARD_E_NO_READERS_AVAILABLE, name)
-        states = _status_change(context, [(reader, scard.SCARD_STATE_UNAWARE) for reader in readers], timeout_ms=0)
+        states = _states(context, readers)
     return tuple(reader for reader, state in states if state & scard.SCARD_STATE_PRESENT)
-
-
-def watch_cards(stopped: Event) -> Iterator[CardEvent]:
-    """Yield what happens at the readers, beginning with the cards that are there, until `stopped` is set.
-
-    The service may come and go: its loss is an event, every card that it knew is removed, and on its return (looked for
-    ten times a second) what is there is inserted again.
-    """
-    inserted: set[str] = set()
-    lost = False
-    while not stopped.is_set():
-        try:
-            with _context() as context:
-                if lost:
-                    lost = False
-                    yield CardEvent(CardEventKind.SERVICE_BACK)
-                yield from _watch_context(context, inserted, stopped)
-        except HardwareError:
-            if not lost:
-                lost = True
-                yield from (CardEvent(CardEventKind.REMOVED, reader) for reader in sorted(inserted))
-                yield CardEvent(CardEventKind.SERVICE_LOST)
-            inserted.clear()
-            stopped.wait(_SERVICE_RETRY_S)
-
-
-def _watch_context(context: int, inserted: set[str], stopped: Event) -> Iterator[CardEvent]:
-    known: dict[str, int] = {_NEW_READER: scard.SCARD_STATE_UNAWARE}
-    while not stopped.is_set():
-        readers = _list_readers(context)
-        known = {_NEW_READER: len(readers) << 16} | {r: known.get(r, scard.SCARD_STATE_UNAWARE) for r in readers}
-        for reader in sorted(inserted - set(readers)):
-            inserted.discard(reader)
-            yield CardEvent(CardEventKind.REMOVED, reader)
-        for reader, state in _status_change(context, list(known.items()), timeout_ms=int(_WATCH_TIMEOUT_S * 1000)):
-            if reader != _NEW_READER:
-                known[reader] = state
-                yield from _card_change(reader, inserted, present=bool(state & scard.SCARD_STATE_PRESENT))
-
-
-def _card_change(reader: str, inserted: set[str], *, present: bool) -> Iterator[CardEvent]:
-    if present and reader not in inserted:
-        inserted.add(reader)
-        yield CardEvent(CardEventKind.INSERTED, reader)
-    elif not present and reader in inserted:
-        inserted.discard(reader)
-        yield CardEvent(CardEventKind.REMOVED, reader)
 
 
 @contextmanager
@@ -225,15 +150,13 @@ def _list_readers(context: int) -> list[str]:
     return list(readers)
 
 
-def _status_change(context: int, states: list[tuple[str, int]], *, timeout_ms: int) -> list[tuple[str, int]]:
-    result, changed = scard.SCardGetStatusChange(context, timeout_ms, states)
-    if result == scard.SCARD_E_TIMEOUT:
-        return states if timeout_ms else [(reader, state) for reader, state, _ in changed]
-    if result in _READER_GONE:  # unplugged since it was listed: the next listing says so
+def _states(context: int, readers: list[str]) -> list[tuple[str, int]]:
+    result, found = scard.SCardGetStatusChange(context, 0, [(reader, scard.SCARD_STATE_UNAWARE) for reader in readers])
+    if result in _READER_GONE:  # unplugged since it was listed
         return []
-    if result != scard.SCARD_S_SUCCESS:
+    if result not in {scard.SCARD_S_SUCCESS, scard.SCARD_E_TIMEOUT}:
         raise _pcsc_error(result, "")
-    return [(reader, state & ~scard.SCARD_STATE_CHANGED) for reader, state, _ in changed]
+    return [(reader, state) for reader, state, _ in found]
 
 
 def _pcsc_error(result: int, reader: str) -> HardwareError:

@@ -13,8 +13,11 @@ from urllib.parse import quote
 import pytest
 from typing_extensions import override
 
+from agent.core.clock import SystemClock
 from agent.core.errors import HardwareError
 from agent.identity.key import HardwareKey, PresenceState, init_key, open_key
+from agent.identity.session import SessionKeeper, SessionState, Subject
+from agent.service.main import TICK_S
 from agent.statements.envelope import Statement
 from agent.statements.roots import verify_proof
 from tests.simulators.authenticator import Authenticator, CTAPApplet
@@ -132,6 +135,20 @@ def test_long_absence_leaves_no_trace(key: HardwareKey, slot: Slot, card: Virtua
             key.prove(NOTE)
     slot.insert(card)
     check_back(key)
+
+
+def test_session_comes_back_within_two_seconds_of_the_card(slot: Slot, card: VirtualCard) -> None:
+    key = init_key(f"piv:{slot.reader}?slot=9e", person=Technician())
+    subject = Subject("c0" * 32, "north", "box-1")
+    keeper = SessionKeeper(key, subject, clock=SystemClock(), timestamp_version=lambda: 1)
+    slot.remove()
+    assert keeper.tick().state is SessionState.LAPSED
+    slot.insert(card)
+    start = time.monotonic()
+    while keeper.tick().state is not SessionState.VALID:
+        time.sleep(TICK_S)  # as the service does
+        assert time.monotonic() - start < BACK_WITHIN_S
+    assert keeper.current().prove(NOTE).signature
 
 
 SIGNER = """
