@@ -51,12 +51,12 @@ class Destination:
     root_digest: bytes
 
     @classmethod
-    def of(cls, registrar: ServerRecord, first_root: bytes) -> Self:
+    def of(cls, registrar: ServerRecord, root_digest: str) -> Self:
         """The destination that the consortium's own records name.
 
         Args:
             registrar: From `consortium.json`.
-            first_root: The bytes of `1.root.json`.
+            root_digest: SHA-256 of `1.root.json`, hex.
 
         Raises:
             OperatorError: Not exactly one authority is named (`token.not_one_authority`).
@@ -73,7 +73,7 @@ class Destination:
                 found=len(authorities),
             )
         pin = hashlib.sha256(authorities[0].public_bytes(Encoding.DER)).digest()
-        return cls(registrar.address, pin, hashlib.sha256(first_root).digest())
+        return cls(registrar.address, pin, bytes.fromhex(root_digest))
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,9 +123,9 @@ def test_a_time_that_is_none_is_refused(expires_s: int) -> None:
 def test_a_destination_pins_the_one_authority_and_the_first_root() -> None:
     authority = create_authority("test", now=datetime.now(UTC))
     record = ServerRecord(address="registrar.test:8443", root_certificates=authority.certificate_pem.decode())
-    destination = Destination.of(record, b"1.root.json")
+    destination = Destination.of(record, "5e" * 32)
     assert destination.tls_pin == hashlib.sha256(authority.certificate.public_bytes(Encoding.DER)).digest()
-    assert destination.root_digest == hashlib.sha256(b"1.root.json").digest()
+    assert destination.root_digest == b"\x5e" * 32
     assert destination.registrar == "registrar.test:8443"
 
 
@@ -133,7 +133,7 @@ def test_a_destination_pins_the_one_authority_and_the_first_root() -> None:
 def test_a_destination_needs_exactly_one_authority(times: int) -> None:
     pem = create_authority("test", now=datetime.now(UTC)).certificate_pem.decode() * times
     with pytest.raises(OperatorError) as caught:
-        Destination.of(ServerRecord(address="registrar.test:8443", root_certificates=pem), b"")
+        Destination.of(ServerRecord(address="registrar.test:8443", root_certificates=pem), "5e" * 32)
     assert caught.value.code == "token.not_one_authority"
 
 
