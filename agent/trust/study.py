@@ -214,6 +214,8 @@ class Study(_Statement):
             raise ValueError("a site is named twice")
         if self.expires.tzinfo is None:
             raise ValueError("expires needs a time zone")
+        if self.privacy is not None and self.data.standardise == "federated":
+            raise ValueError("noise withholds the sums of number fields, so standardise must be local or none")
         return self
 
 

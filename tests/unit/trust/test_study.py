@@ -28,3 +28,12 @@ def test_a_study_says_how_much_evidence_it_wants(grade: EvidenceClass) -> None:
 def test_evidence_of_no_class_is_refused(grade: object) -> None:
     with pytest.raises(OperatorError, match="minimum_evidence"):
         parse_study(json.dumps(json.loads(study_json()) | {"minimum_evidence": grade}).encode())
+
+
+@pytest.mark.parametrize("standardise", ["none", "local"])
+def test_noise_withholds_what_federated_standardisation_needs(standardise: str) -> None:
+    data = json.loads(study_json())["data"]
+    noise = {"epsilon": 10, "delta": 1e-5, "l2_clip": 1.0, "noise_multiplier": 1.0}
+    with pytest.raises(OperatorError, match="standardise must be local or none"):
+        parse_study(study_json(privacy=noise, data=data | {"standardise": "federated"}))
+    assert parse_study(study_json(privacy=noise, data=data | {"standardise": standardise})).privacy is not None
