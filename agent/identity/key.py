@@ -20,8 +20,9 @@ from urllib.parse import parse_qsl
 from cryptography.hazmat.primitives.asymmetric import ec
 from typing_extensions import override
 
+from agent.attestation.credential import Credential
 from agent.attestation.evidence import Evidence
-from agent.core.errors import HardwareError, OperatorError
+from agent.core.errors import HardwareError, OperatorError, PeerProtocolError
 from agent.identity.signing import SigningKey
 from agent.statements.envelope import Proof, Statement, pre_authentication_encoding
 from agent.statements.roots import EvidenceClass, KeyKind, RootKey, key_id, public_key_bytes
@@ -179,6 +180,18 @@ class HardwareKey(ABC):
         Raises:
             HardwareError: This kind or device has none (`identity.no_evidence`).
         """
+
+    def activate(self, credential: Credential) -> bytes:  # noqa: ARG002 - for those that can
+        """Open a relying party's credential, where the key lives in a TPM.
+
+        Raises:
+            PeerProtocolError: It is for no key of this kind (`identity.no_activation`), or for another box's.
+        """
+        raise PeerProtocolError(
+            "identity.no_activation",
+            f"A {self.kind.value} key was asked to open what only a TPM can.",
+            next_step="Begin the enrolment anew; if it repeats, ask the consortium to look at its registrar.",
+        )
 
     def evidence_names(self) -> tuple[bytes, bytes]:
         """What an exchange's qualifying data names: the endorsement key (empty outside a TPM) and this key."""

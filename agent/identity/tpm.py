@@ -186,6 +186,7 @@ class TPMKey(HardwareKey):
         """Names of the endorsement key and of the node key."""
         return self.device.run(self._read_names)
 
+    @override
     def activate(self, credential: Credential) -> bytes:
         """Open a relying party's credential; the secret shows that both keys live in one TPM.
 
