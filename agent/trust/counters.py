@@ -11,7 +11,6 @@ Source: WebAuthn Level 3, 6.1.1.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
@@ -20,6 +19,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent.core.errors import HardwareError, OperatorError, PeerProtocolError
+from agent.core.files import store_atomically
 from agent.core.validation import explain_invalid
 from agent.statements.chain import Session
 from agent.statements.roots import KeyKind
@@ -137,19 +137,9 @@ def _load(path: Path) -> dict[str, _Seen]:
 
 
 def _store(path: Path, data: bytes) -> None:
-    fresh = path.with_name(f"{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(fresh, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        fresh.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        store_atomically(path, data, mode=0o600)
     except OSError as error:
         raise HardwareError(
             "trust.counters_not_stored",

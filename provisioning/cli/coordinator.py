@@ -9,6 +9,7 @@ import typer
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
+from agent.core.files import store_atomically
 from provisioning.cli.files import read_file
 
 app = typer.Typer(name="coordinator", help="The coordinator of a study.", no_args_is_help=True)
@@ -26,8 +27,6 @@ def new_key(
     file: Annotated[Path, typer.Argument(help="Where the private key goes; its public half is printed.")],
 ) -> None:
     """Make the coordinator's key; its public half belongs into the consortium's roster."""
-    from provisioning.coordinator.directory import store_atomically  # noqa: PLC0415 - only this command needs it
-
     key = ec.generate_private_key(ec.SECP256R1())
     store_atomically(file, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), mode=0o600)
     typer.echo(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode(), nl=False)

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.core.errors import OperatorError, SecureHealthError
+from agent.core.files import store_atomically
 from agent.trust.metrics import Moments
-from provisioning.coordinator.directory import store_atomically
 
 VERSION = 1
 _MAGIC = b"SEHC"

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent.core.errors import OperatorError, SecureHealthError
+from agent.core.files import store_atomically
 from agent.core.validation import explain_invalid
 from agent.trust.counters import COUNTERS_FILE_NAME
 from agent.trust.model import ModelFile, verify_model
@@ -214,21 +215,6 @@ class CoordinatorDirectory:
                 f"The coordinator's {name} cannot be read from {self.path}: {error.strerror or error}.",
                 next_step="Prepare the directory with `seh-provision coordinator prepare`.",
             ) from error
-
-
-def store_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write `data` so that, whenever the power fails, `path` holds the old content or the new, whole."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _parse_settings(data: bytes) -> CoordinatorSettings:

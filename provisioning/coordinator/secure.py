@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent.core.clock import SystemClock
 from agent.core.errors import OperatorError, PeerProtocolError
+from agent.core.files import store_atomically
 from agent.core.wire import Frame, Refusal
 from agent.secagg.messages import AbortCertificate, parse_advertise_reply
 from agent.secagg.rules import Verdict
@@ -26,7 +27,7 @@ from agent.trust.counters import CounterStore
 from agent.trust.peers import PinnedPeers
 from agent.trust.terms import aggregation_terms, check_privacy, encode_configuration, least_evidence
 from provisioning.coordinator.aggregation import Report, RoundSum, RoundTask, refused_by
-from provisioning.coordinator.directory import Assignment, store_atomically
+from provisioning.coordinator.directory import Assignment
 from provisioning.coordinator.exchange import (
     Arrival,
     Exchange,

@@ -9,11 +9,11 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent.core.errors import OperatorError
+from agent.core.files import store_atomically
 from agent.core.ids import IdentifierText
 from agent.core.validation import explain_invalid
 from agent.statements.kinds import Hex32, Seconds
 from agent.trust.token import Token
-from provisioning.coordinator.directory import store_atomically
 
 MAX_FILE_BYTES = 4096
 _TOKEN_ID = re.compile(r"[0-9a-f]{16}")

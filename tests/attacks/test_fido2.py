@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import io
 import json
 import logging
 import traceback
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +17,6 @@ import structlog
 from cryptography.hazmat.primitives.asymmetric import ec
 from fido2.rpid import verify_rp_id
 from fido2.webauthn import CollectedClientData
-from typing_extensions import override
 
 from agent.attestation.fido2 import NODE_RP_ID, registration_hash
 from agent.core.errors import HardwareError, OperatorError, PeerProtocolError
@@ -30,7 +27,7 @@ from agent.statements.envelope import Proof, Statement
 from agent.statements.roots import FIDO2Terms, RootKey, encode_assertion, verify_proof
 from tests.simulators.authenticator import UP, UV, Authenticator
 from tests.simulators.hid_key import HIDKey, plugged_in
-from tests.simulators.person import Technician
+from tests.simulators.person import Technician, WatchedTechnician
 
 
 class Note(Statement):
@@ -315,25 +312,9 @@ def test_pin_is_in_no_log_no_error_and_no_repr(port: HIDKey, tmp_path: Path) -> 
         assert hashlib.sha256(pin).hexdigest()[:32] not in everything.lower()
 
 
-class TracedPIN(str):
-    """A PIN whose death can be watched."""
-
-    __slots__ = ("__weakref__",)
-
-
 def test_pin_does_not_outlive_the_call(key: HardwareKey) -> None:
-    watched: list[weakref.ref[TracedPIN]] = []
-
-    class Traced(Technician):
-        @override
-        def ask_pin(self, device: str, *, attempts_remaining: int | None) -> str:
-            pin = TracedPIN(self.pin)
-            watched.append(weakref.ref(pin))
-            return pin
-
-    traced = open_key(key.uri, person=Traced())
-    traced.prove(NOTE)
-    traced.change_pin()
-    gc.collect()
-    assert len(watched) == 2
-    assert all(reference() is None for reference in watched)
+    person = WatchedTechnician()
+    watched = open_key(key.uri, person=person)
+    watched.prove(NOTE)
+    watched.change_pin()
+    assert (len(person.typed), person.held) == (2, 0)

@@ -38,7 +38,7 @@ from agent.secagg.server import ServerRound, ServerSession
 from agent.statements.roots import EvidenceClass
 from agent.trust.counters import CounterStore
 from agent.trust.peers import PinnedPeers, consortium_digest, node_name
-from agent.trust.roster import Roster, roster_node
+from agent.trust.roster import Roster, encode_roster, roster_node
 from agent.trust.terms import aggregation_terms
 from tests.simulators.grid import TestGrid
 from tests.simulators.hospital import RunningHospital
@@ -327,9 +327,15 @@ def test_reveal_twice(liar: HostileCoordinator, consortium: SecureConsortium) ->
 def test_plain_stage_asked_of_a_production_box(superlink: RunningSuperLink, grid: TestGrid, tmp_path: Path) -> None:
     with SwtpmMaker() as maker, maker.make() as tpm:
         box = RunningHospital.prepare(
-            tmp_path, superlink, key_uri=tpm.uri, environment="production", settings={"allow_plain": False}
+            tmp_path,
+            superlink,
+            key_uri=tpm.uri,
+            environment="production",
+            settings={"allow_plain": False},
+            sections='[roster]\nfile = "roster.json"',
         )
-        box.pin_roster(roster_of([box], ec.generate_private_key(ec.SECP256R1()).public_key()))
+        roster = roster_of([box], ec.generate_private_key(ec.SECP256R1()).public_key())
+        (tmp_path / "roster.json").write_bytes(encode_roster(roster))
         with box:
             box.register(superlink)
             box.start()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import logging
 import traceback
-import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -21,7 +19,7 @@ from agent.identity.pcsc import PCSCConnection
 from agent.statements.envelope import Statement
 from tests.simulators.card import VirtualCard
 from tests.simulators.pcscd import Slot, card_inserted
-from tests.simulators.person import Technician
+from tests.simulators.person import Technician, WatchedTechnician
 from tests.simulators.piv_card import PIVApplet
 
 INS_VERIFY, INS_SIGN = 0x20, 0x87
@@ -247,12 +245,6 @@ def test_blocked_card_asks_for_nothing(key: HardwareKey, applet: PIVApplet, pers
 # Reading what is left lying about
 
 
-class TracedPIN(str):
-    """A PIN whose death can be watched."""
-
-    __slots__ = ("__weakref__",)
-
-
 def test_pin_is_in_no_log_no_error_and_no_repr(slot: Slot, applet: PIVApplet) -> None:
     journal = io.StringIO()
     configure_logging(stream=journal, level=logging.DEBUG)
@@ -276,21 +268,11 @@ def test_pin_is_in_no_log_no_error_and_no_repr(slot: Slot, applet: PIVApplet) ->
 
 
 def test_pin_does_not_outlive_the_call(key: HardwareKey) -> None:
-    watched: list[weakref.ref[TracedPIN]] = []
-
-    class Traced(Technician):
-        @override
-        def ask_pin(self, device: str, *, attempts_remaining: int | None) -> str:
-            pin = TracedPIN(self.pin)
-            watched.append(weakref.ref(pin))
-            return pin
-
-    traced = open_key(key.uri, person=Traced())
-    traced.prove(NOTE)
-    traced.change_pin()
-    gc.collect()
-    assert len(watched) == 2
-    assert all(reference() is None for reference in watched)
+    person = WatchedTechnician()
+    watched = open_key(key.uri, person=person)
+    watched.prove(NOTE)
+    watched.change_pin()
+    assert (len(person.typed), person.held) == (2, 0)
 
 
 # A hostile card

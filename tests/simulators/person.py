@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -48,3 +50,28 @@ class Technician(Person):
     def ask_touch(self, device: str) -> None:
         self.touches += 1
         self.on_touch()
+
+
+class WatchedPIN(str):
+    """A PIN whose death can be watched."""
+
+    __slots__ = ("__weakref__",)
+
+
+@dataclass
+class WatchedTechnician(Technician):
+    """Knows one PIN, and afterwards whether anybody still holds what was typed."""
+
+    typed: list[weakref.ref[WatchedPIN]] = field(default_factory=list)
+
+    @override
+    def ask_pin(self, device: str, *, attempts_remaining: int | None) -> str:
+        pin = WatchedPIN(super().ask_pin(device, attempts_remaining=attempts_remaining))
+        self.typed.append(weakref.ref(pin))
+        return pin
+
+    @property
+    def held(self) -> int:
+        """How many of the PINs that were typed are still in memory."""
+        gc.collect()
+        return sum(reference() is not None for reference in self.typed)
