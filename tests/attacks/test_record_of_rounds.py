@@ -1,0 +1,75 @@
+"""Attacks on a box's record of rounds: whoever can write on its disk must not make it answer a round once more."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.core.errors import NetworkError
+from agent.core.wire import Frame, Stage
+from tests.simulators.scripted_line import ScriptedLine
+from tests.unit.coordinator.test_secure import Federation
+
+VICTIM, OTHER = "hospital-b", "hospital-c"
+
+
+def _record(federation: Federation, site: str) -> Path:
+    (record,) = federation.sites[site].directory.glob("rounds/*/local/attempts.jsonl")
+    return record
+
+
+def _unlock(federation: Federation) -> None:
+    """What the box had agreed to in round 1 was never agreed to."""
+    record = _record(federation, VICTIM)
+    lines = [json.loads(line) for line in record.read_text().splitlines()]
+    assert any(line["lock"] for line in lines)
+    record.write_text("".join(json.dumps(line | {"lock": ""}) + "\n" for line in lines))
+
+
+def _forget_the_first(federation: Federation) -> None:
+    """The first attempt never happened."""
+    record = _record(federation, VICTIM)
+    record.write_bytes(b"".join(record.read_bytes().splitlines(keepends=True)[1:]))
+
+
+def _bring_another_box_s(federation: Federation) -> None:
+    """A genuine record of the same study, of another hospital's box."""
+    shutil.copyfile(_record(federation, OTHER), _record(federation, VICTIM))
+
+
+def _move_the_model(federation: Federation) -> None:
+    """A model lies near another than the one that the box accepted last."""
+    model = _record(federation, VICTIM).with_name("model.bin")
+    data = bytearray(model.read_bytes())
+    data[-1] ^= 0x40
+    model.write_bytes(data)
+
+
+@pytest.mark.parametrize("attack", [_unlock, _forget_the_first, _bring_another_box_s, _move_the_model])
+def test_record_of_rounds_rewritten(tmp_path: Path, attack: Callable[[Federation], None]) -> None:
+    federation = Federation(tmp_path, round_deadline_s=30.0)
+    victim, sent = federation.sites[VICTIM], list[Frame]()
+
+    def answer(frame: Frame) -> Any:  # noqa: ANN401 - whatever the site says
+        if (frame.stage, frame.round) == (Stage.MASKED_INPUT, 2) and not sent:
+            sent.append(frame)
+            attack(federation)
+            victim.restart()
+        return victim.answer(frame)
+
+    answers: dict[str, Callable[[Frame], Any]] = {site: one.answer for site, one in federation.sites.items()}
+    line = ScriptedLine.of(federation.clock, answers | {VICTIM: answer})
+    with pytest.raises(NetworkError, match=VICTIM):
+        federation.run(line)
+    assert [event["round"] for event in federation.events("round")] == [1]
+
+
+def test_a_box_whose_record_nobody_touched_goes_on_after_the_same_restart(tmp_path: Path) -> None:
+    federation = Federation(tmp_path)
+    federation.sites[VICTIM].restart_before.add((Stage.MASKED_INPUT, 2, 1))
+    assert len(federation.run()["history"]) == 3
