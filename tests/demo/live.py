@@ -242,12 +242,13 @@ def _round_table(records: Sequence[RoundRecord], rounds: int) -> RenderableType:
     if not records:
         return Text()
     table = Table(box=SIMPLE_HEAD, header_style="dim", padding=(0, 2, 0, 0))
-    for heading in ("round", "loss", "AUC", "accuracy", "time"):
+    withheld = records[-1].withheld
+    for heading in ("round", "time") if withheld else ("round", "loss", "AUC", "accuracy", "time"):
         table.add_column(heading, justify="right")
     for record in records[-SHOWN_ROUNDS:]:
         name = str(record.number) if record.number <= rounds else "last"
-        accuracy = f"{100 * record.accuracy:.1f} %" if math.isfinite(record.accuracy) else "-"
-        table.add_row(name, _number(record.loss), _number(record.auc, 3), accuracy, f"{record.seconds:.2f} s")
+        scores = () if withheld else (_number(record.loss), _number(record.auc, 3), f"{100 * record.accuracy:.1f} %")
+        table.add_row(name, *scores, f"{record.seconds:.2f} s")
     return table
 
 

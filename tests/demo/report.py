@@ -28,6 +28,11 @@ KEY_WORDS = {
     "fido2": "a key in a FIDO2 security key (here a virtual one), which vouched for the box after a PIN and a touch",
 }
 
+LINK_WORDS = (
+    "A security key signs nothing without a person, so at the SuperLink its box shows another key, kept on the box; that "
+    "one opens the door and speaks for nobody."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Metric:
@@ -330,7 +335,8 @@ def _box_row(centre: Centre) -> dict[str, object]:
 def _key_sentence(summary: Summary) -> str:
     """What stands behind the hospitals' identities."""
     parts = [f"{count_word(count)} with {KEY_WORDS.get(kind, kind)}" for kind, count in summary.key_kinds.items()]
-    return f"Each box proves to the SuperLink and to its peers who it is: {'; '.join(parts)}."
+    sentence = f"Each box proves to the coordinator and to its peers who it is: {'; '.join(parts)}."
+    return f"{sentence} {LINK_WORDS}" if "fido2" in summary.key_kinds else sentence
 
 
 def _phases(summary: Summary) -> list[dict[str, object]]:

@@ -76,6 +76,8 @@ def test_every_kind_of_key_is_explained() -> None:
     text = render_report(runs.summary(*centres), outcome="x", citation="y")
     for part in ("keys: 1 TPM, 1 smartcard, 1 security key, 1 software", "PIV smartcard", "FIDO2 security key"):
         assert part in text
+    assert "opens the door and speaks for nobody" in text
+    assert "opens the door" not in page()
 
 
 def test_noise_is_stated_and_withheld_scores_are_called_that() -> None:
