@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -49,6 +49,10 @@ class Repository(Protocol):
 
     def refresh(self) -> TrustSnapshot:
         """Fetch and verify what is new."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it, for the agent to take it up."""
         ...
 
 
@@ -146,22 +150,29 @@ class Enrolment:
             raise
 
     def _run(self, pending: PendingEnrolment) -> EnrolmentRecord:
-        signed = parse_token(pending.token)
-        token = signed.token
+        token = parse_token(pending.token).token
         self._check_box(token)
         self._tell(Step.TOKEN, f"The token is for {token.site}, and names the registrar {token.registrar}.")
-        with self._line(token) as line:
-            repository = self._open_repository(token, line)
-            snapshot = self._refreshed(repository)
-            pending = self._confirmed(pending, token, snapshot)
-            by_site = self._verify(signed, snapshot, pending)
-            talk = Conversation(
-                line, self._around.patience, self._around.tell, self._box, Occasion(token, snapshot, by_site)
-            )
-            talk.open()
-            pending = self._keep(pending, accepted=True)
-            talk.run()
-        return self._finish(token, repository)
+        with self._line(token) as line, closing(self._open_repository(token, line)) as repository:
+            self._talk(pending, line, repository)
+            record = self._found(token, repository)
+        # The repository is free by now: an agent that sees the record may take it up at once.
+        self._folder.store_record(record)
+        self._folder.forget_pending()
+        log.info("enrolled", site=record.site, node=record.node, consortium=record.consortium)
+        self._tell(Step.ENROLLED, f"Enrolled: {record.site} in {record.name}.")
+        return record
+
+    def _talk(self, pending: PendingEnrolment, line: RegistrarLine, repository: Repository) -> None:
+        signed = parse_token(pending.token)
+        snapshot = self._refreshed(repository)
+        pending = self._confirmed(pending, signed.token, snapshot)
+        by_site = self._verify(signed, snapshot, pending)
+        occasion = Occasion(signed.token, snapshot, by_site)
+        talk = Conversation(line, self._around.patience, self._around.tell, self._box, occasion)
+        talk.open()
+        self._keep(pending, accepted=True)
+        talk.run()
 
     def _check_box(self, token: Token) -> None:
         if token.ek_digest is None:
@@ -237,8 +248,8 @@ class Enrolment:
         verify_token(signed, parse_public_pem(snapshot.consortium.registrar_key), now_s)
         return False
 
-    def _finish(self, token: Token, repository: Repository) -> EnrolmentRecord:
-        """Look for this box in what its hospital signed, and write down where it belongs."""
+    def _found(self, token: Token, repository: Repository) -> EnrolmentRecord:
+        """Look for this box in what its hospital signed."""
         self._tell(Step.RECORD, f"{token.site} has endorsed this box; its signed record is fetched.")
         clock, patience = self._around.clock, self._around.patience
         end_s = clock.monotonic_s() + PUBLISHING_LIMIT_S
@@ -250,23 +261,17 @@ class Enrolment:
             if clock.monotonic_s() >= end_s:
                 raise _not_published(token)
             patience.pause(PUBLISHING_POLL_S)
-        consortium = snapshot.consortium
-        record = EnrolmentRecord(
+        return EnrolmentRecord(
             site=token.site,
             node=node.node,
             key_id=self._box.key.key_id,
             root_digest=snapshot.root_digest,
             environment=snapshot.environment,
-            consortium=consortium.id,
-            name=consortium.name,
+            consortium=snapshot.consortium.id,
+            name=snapshot.consortium.name,
             registrar=token.registrar,
             enrolled=clock.now(),
         )
-        self._folder.store_record(record)
-        self._folder.forget_pending()
-        log.info("enrolled", site=record.site, node=record.node, consortium=record.consortium)
-        self._tell(Step.ENROLLED, f"Enrolled: {record.site} in {record.name}.")
-        return record
 
     def _keep(self, pending: PendingEnrolment, **changes: bool) -> PendingEnrolment:
         changed = pending.model_copy(update=changes)

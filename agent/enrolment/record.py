@@ -23,6 +23,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from agent.core.config import Address
 from agent.core.errors import HardwareError, OperatorError
+from agent.core.files import store_atomically, sync_directory
 from agent.core.ids import IdentifierText
 from agent.core.validation import explain_invalid
 from agent.trust.records import Hex32
@@ -142,7 +143,7 @@ class EnrolmentFolder:
     def clear(self) -> None:
         """Belong nowhere; the record goes first."""
         (self.path / "record.json").unlink(missing_ok=True)
-        _sync(self.path)
+        sync_directory(self.path)
         self.forget_pending()
         self.authority.unlink(missing_ok=True)
         shutil.rmtree(self.path / "trust", ignore_errors=True)
@@ -193,18 +194,10 @@ class EnrolmentFolder:
         self._write(name, value.model_dump_json(indent=1).encode() + b"\n")
 
     def _write(self, name: str, data: bytes) -> None:
-        """Write whole or not at all, for the owner only, and on the disk before this returns."""
-        partial = self.path / f"{name}.partial"
         try:
             self._make()
-            with open(partial, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.replace(self.path / name)
-            _sync(self.path)
+            store_atomically(self.path / name, data, mode=0o600)
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise _not_stored(self.path, error) from error
 
 
@@ -279,14 +272,6 @@ def unenrol(folder: EnrolmentFolder) -> EnrolmentRecord:
         )
     folder.clear()
     return record
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _bad_file(path: Path, why: str) -> HardwareError:

@@ -52,6 +52,9 @@ class PlayedRepository:
         self.refreshed += 1
         return self.registrar.snapshot()
 
+    def close(self) -> None:
+        """Nothing is open."""
+
 
 @dataclass
 class EnrollingBox:

@@ -260,7 +260,7 @@ def test_a_full_disk_is_said_and_loses_nothing(
     def full(_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("agent.enrolment.record.os.fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(Exception, match="No space left") as caught:
         box.enrol(text)
     assert getattr(caught.value, "code", "") == "enrolment.not_stored"
