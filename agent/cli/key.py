@@ -162,6 +162,7 @@ def _uri(key: str | None, config: Path) -> str:
 
 def _describe(key: HardwareKey) -> None:
     presence, policy = key.presence(), renewal_policy(key)
+    endorsement, _ = key.evidence_names()
     if key.kind is KeyKind.SOFTWARE:
         typer.secho(_SOFTWARE_WARNING, fg="yellow", bold=True, err=True)
     who = "by itself" if key.capabilities.unattended else "and a person must be there"
@@ -170,6 +171,7 @@ def _describe(key: HardwareKey) -> None:
         "Kind": key.kind.value,
         "Id": key.key_id,
         "Device": presence.device,
+        "TPM": endorsement.hex() or "none",
         "State": _state(presence),
         "Can": _abilities(key.capabilities),
         "Renews": f"every {(policy.lifetime_s - policy.renew_before_s) / 3600:g} h, {who}",

@@ -30,6 +30,7 @@ def test_init_makes_the_key_and_show_finds_it(tpm: Swtpm) -> None:
     assert open_key(tpm.uri).key_id in shown
     assert "State:  ready" in shown
     assert "every 6 h, by itself" in shown
+    assert f"TPM:    {open_key(tpm.uri).evidence_names()[0].hex()}" in shown
     assert "SOFTWARE" not in shown
 
 
