@@ -29,8 +29,8 @@ KEY_WORDS = {
 }
 
 LINK_WORDS = (
-    "A security key signs nothing without a person, so at the SuperLink its box shows another key, kept on the box; that "
-    "one opens the door and speaks for nobody."
+    "A security key signs nothing without a person, so at the SuperLink its box shows another key, kept on the box; "
+    "that one opens the door and speaks for nobody."
 )
 
 
