@@ -92,11 +92,6 @@ class Pins(_Stored):
     roles: Annotated[dict[str, RolePin], Field(max_length=MAX_ROLES)] = {}
     sites: Annotated[dict[IdentifierText, SitePin], Field(max_length=MAX_ROLES)] = {}
 
-    def time_floor_s(self, online_keys: str) -> int:
-        """The latest signed time seen under these keys, in seconds since 1970: the present is not before it."""
-        online = self._online_under(online_keys)
-        return 0 if online is None else online.timestamp.issued_s
-
     def oldest_timestamp(self, online_keys: str) -> int:
         """The oldest timestamp version that a session certificate may still name; 0 where none is known to be old."""
         online = self._online_under(online_keys)
@@ -119,8 +114,8 @@ class Pins(_Stored):
         before = self._online_under(keys)
         seen = () if before is None else before.seen
         if before is not None:
-            _check_not_older("timestamp", before.timestamp.version, timestamp.version)
-            _check_not_older("snapshot", before.snapshot, snapshot)
+            check_not_older("timestamp", before.timestamp.version, timestamp.version)
+            check_not_older("snapshot", before.snapshot, snapshot)
             if timestamp.issued_s < before.timestamp.issued_s:
                 raise rolled_back("its newest timestamp says that it was signed before the one before it")
         if not seen or timestamp.issued_s >= seen[-1].issued_s + _REMEMBERED_EVERY_S:
@@ -141,7 +136,7 @@ class Pins(_Stored):
         """
         before = self.roles.get(name)
         if before is not None and before.keys == keys:
-            _check_not_older(name, before.version, version)
+            check_not_older(name, before.version, version)
         return self.model_copy(update={"roles": {**self.roles, name: RolePin(keys=keys, version=version)}})
 
     def with_site(self, site: str, pin: SitePin) -> Self:
@@ -180,7 +175,12 @@ def rolled_back(what: str) -> PeerProtocolError:
     )
 
 
-def _check_not_older(what: str, before: int, now: int) -> None:
+def check_not_older(what: str, before: int, now: int) -> None:
+    """Check that a version does not run backwards.
+
+    Raises:
+        PeerProtocolError: It does.
+    """
     if now < before:
         raise rolled_back(f"version {now} of {what} came after version {before}")
 
