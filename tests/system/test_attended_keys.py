@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -49,7 +53,7 @@ class AttendedKey:
 @pytest.fixture
 def attended(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AttendedKey]:
     """A security key; where a test says so, a smartcard whose slot wants the PIN for every signature."""
-    card = VirtualCard(CTAPApplet(Authenticator()), PIVApplet(4713))
+    card = VirtualCard(CTAPApplet(Authenticator(), polls_before_touch=2), PIVApplet(4713))
     with card_inserted(card) as slot:
         uris = {
             "fido2": f"fido2:{tmp_path}/security-key.json?reader={quote(slot.reader)}",
@@ -153,6 +157,42 @@ def test_a_security_key_s_session_that_ends_in_mid_run_holds_the_study_up_until_
     np.testing.assert_allclose(consortium.trained, 1.0 + 3 * consortium.mean, atol=QUANTISATION)
     assert all(record["cohort"] == list(consortium.sites) for record in consortium.result["history"])
     assert not consortium.events("faulty")
+
+
+def _at_a_terminal(command: list[str], *, answer: str) -> tuple[str, int]:
+    """Run a command that asks one question; returns all that its terminal showed, and its exit status."""
+    terminal, far_end = os.openpty()
+    shown = ""
+    try:
+        with subprocess.Popen(
+            command, stdin=far_end, stdout=far_end, stderr=far_end, start_new_session=True
+        ) as process:
+            os.close(far_end)
+            with contextlib.suppress(OSError):  # EIO: the command has ended
+                while piece := os.read(terminal, 1000):
+                    before, shown = shown, shown + piece.decode()
+                    if "PIN of" in shown and "PIN of" not in before:
+                        os.write(terminal, f"{answer}\n".encode())
+            return shown, process.wait(30)
+    finally:
+        os.close(terminal)
+
+
+def test_a_technician_vouches_at_a_terminal_and_no_pin_is_echoed(
+    consortium: SecureConsortium, attended: AttendedKey
+) -> None:
+    box = consortium.box("c")
+    box.start()
+    box.wait_for_link()
+    command = [str(Path(sys.executable).parent / "seh-agent"), "key", "renew", "--config", str(box.config)]
+    shown, status = _at_a_terminal(command, answer="000000")
+    assert (status, "attempts left: 7" in " ".join(shown.split())) == (2, True), shown
+    shown, status = _at_a_terminal(command, answer=PIN)
+    assert status == 0, shown
+    for words in (box.site, "7 attempts left", "Touch", "Done"):
+        assert words in shown
+    assert PIN not in shown
+    wait_until(lambda: _session_of(box) == "valid", limit_s=10, what="a session")
 
 
 @pytest.mark.parametrize("attended", ["fido2", "piv-9a"], indirect=True)
