@@ -280,9 +280,10 @@ def _appraise_log(evidence: Evidence, registers: Mapping[int, bytes]) -> tuple[E
     if not log:
         return ()
     events = parse_event_log(log)
-    for register, value in replay(events, Algorithm.SHA256).items():
-        # The operating system measures on into later registers, into a log of its own.
-        if register in BOOT_REGISTERS and registers[register] != value:
+    replayed = replay(events, Algorithm.SHA256)
+    # The operating system measures on into later registers, into a log of its own.
+    for register in BOOT_REGISTERS:
+        if registers[register] != replayed.get(register, bytes(32)):
             raise _not_shown(f"its boot log does not lead to what the TPM quoted for register {register}")
     return events
 

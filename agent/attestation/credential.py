@@ -26,6 +26,7 @@ from agent.attestation.structures import HASH_FOR_ALGORITHM, HASH_NAME, Algorith
 
 SECRET_BYTES = 32
 _LABEL = b"IDENTITY\x00"
+_AES_BITS = frozenset({128, 192, 256})
 
 RandomBytes = Callable[[int], bytes]
 
@@ -55,10 +56,13 @@ def make_credential(ek: TPMPublic, name: bytes, secret: bytes, *, random_bytes: 
     Raises:
         PeerProtocolError: `ek` is no key that can do this.
     """
-    if ek.symmetric is None or ek.symmetric.algorithm != Algorithm.AES or ek.symmetric.mode != Algorithm.CFB:
+    symmetric = ek.symmetric
+    if symmetric is None or symmetric.algorithm != Algorithm.AES or symmetric.mode != Algorithm.CFB:
         raise malformed("an EK that does not encrypt with AES in CFB mode")
+    if symmetric.key_bits not in _AES_BITS:
+        raise malformed("an EK with an AES key of a length that there is not")
     seed, encrypted_seed = _share_seed(ek, random_bytes)
-    key = _kdfa(ek.name_algorithm, seed, b"STORAGE", name, ek.symmetric.key_bits)
+    key = _kdfa(ek.name_algorithm, seed, b"STORAGE", name, symmetric.key_bits)
     # The zero IV is the specification's; the key is used once.
     encryptor = Cipher(algorithms.AES(key), CFB(bytes(16))).encryptor()
     identity = encryptor.update(_sized(secret)) + encryptor.finalize()

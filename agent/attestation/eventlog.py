@@ -105,13 +105,15 @@ def replay(events: Sequence[Event], bank: int) -> dict[int, bytes]:
         By register; a register that no event touched is not in it.
 
     Raises:
-        PeerProtocolError: An event lacks a digest for this bank.
+        PeerProtocolError: An event lacks a digest for this bank, or tells where register 0 began when it had begun.
     """
     size = hashlib.new(HASH_NAME[bank]).digest_size
     values: dict[int, bytes] = {}
     for event in events:
         if event.kind == _NO_ACTION:
             if event.data.startswith(_STARTUP_LOCALITY) and len(event.data) == 17:
+                if 0 in values:  # what came before it would be explained by nothing
+                    raise malformed("a startup event after others")
                 values[0] = bytes(size - 1) + event.data[16:]
             continue
         if bank not in event.digests:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -10,6 +9,7 @@ from types import MappingProxyType
 import cbor2
 
 from agent.attestation.reader import malformed
+from agent.core.cbor import decode_plain
 from agent.statements.roots import KeyKind
 
 MAX_EVIDENCE_BYTES = 2 << 20
@@ -55,20 +55,24 @@ def parse_evidence(data: bytes) -> Evidence:
     """
     if len(data) > MAX_EVIDENCE_BYTES:
         raise malformed("more bytes than evidence may have")
-    stream = io.BytesIO(data)
     try:
-        value = cbor2.load(stream)
-    except (cbor2.CBORDecodeError, ValueError, TypeError, RecursionError, OverflowError) as error:
+        value = decode_plain(data, max_depth=3, text_keys=True)
+    except ValueError as error:
         raise malformed("a form that is not CBOR") from error
-    if stream.tell() != len(data) or not isinstance(value, dict) or set(value) != {"kind", "public_key", "parts"}:
+    if not isinstance(value, dict) or set(value) != {"kind", "public_key", "parts"}:
         raise malformed("other fields than evidence has")
     return _evidence_from(value)
 
 
 def _evidence_from(value: dict[str, object]) -> Evidence:
     kind, public_key, parts = value["kind"], value["public_key"], value["parts"]
-    if kind not in set(KeyKind) or not isinstance(public_key, bytes) or not isinstance(parts, dict):
+    if (
+        not isinstance(kind, str)
+        or kind not in set(KeyKind)
+        or not isinstance(public_key, bytes)
+        or not isinstance(parts, dict)
+    ):
         raise malformed("fields of another type than evidence has")
     if len(parts) > _MAX_PARTS or not all(isinstance(k, str) and isinstance(v, bytes) for k, v in parts.items()):
         raise malformed("parts that are not named byte strings")
-    return Evidence(KeyKind(str(kind)), public_key, MappingProxyType(parts))
+    return Evidence(KeyKind(kind), public_key, MappingProxyType(parts))

@@ -130,6 +130,8 @@ def _check_registration(data: AuthenticatorData, rp_id: str) -> None:
         raise _not_shown("it was made for another relying party")
     if not data.is_user_present() or not data.is_user_verified():
         raise _not_shown("nobody was there, or nobody was verified, when it was made")
+    if data.flags & AuthenticatorData.FLAG.BE:  # WebAuthn Level 3, 6.1.3
+        raise _not_shown("it can be copied to other devices")
 
 
 def _verify_attestation(attestation: AttestationObject, client_data_hash: bytes) -> tuple[x509.Certificate, ...]:

@@ -31,6 +31,7 @@ UNREADABLE_CERTIFICATE = (
 MAX_CERTIFICATE_BYTES = 8192
 MAX_CHAIN = 6
 _EK_CERTIFICATE_USAGE = x509.ObjectIdentifier("2.23.133.8.1")  # tcg-kp-EKCertificate
+_TPM_MANUFACTURER = x509.ObjectIdentifier("2.23.133.2.1")  # tcg-at-tpmManufacturer
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +168,20 @@ def _check_ek_profile(certificate: x509.Certificate) -> None:
     # A platform certificate speaks about the same key, but vouches for the mainboard.
     if usages is not None and _EK_CERTIFICATE_USAGE not in usages:
         raise _not_for_an_ek("it was issued for another use")
+    # Makers of cards and security keys stand in the same stores, and certify keys that decrypt: with one of those as
+    # its EK, a box could hold all other keys in a file.
+    if usages is None and not _names_a_tpm(certificate):
+        raise _not_for_an_ek("nothing in it says that it is about a TPM")
     key = certificate.public_key()
     if isinstance(key, rsa.RSAPublicKey) and is_roca(key.public_numbers().n):
         raise _not_for_an_ek("its RSA key comes from a generator that is broken (ROCA, CVE-2017-15361)")
+
+
+def _names_a_tpm(certificate: x509.Certificate) -> bool:
+    # EK Credential Profile 2.5, 3.1.2: the subject alternative name tells the TPM's manufacturer, model and version.
+    names = _extension(certificate, x509.SubjectAlternativeName)
+    found = [] if names is None else names.get_values_for_type(x509.DirectoryName)
+    return any(name.get_attributes_for_oid(_TPM_MANUFACTURER) for name in found)
 
 
 def check_certifies(certificate: x509.Certificate, spki: bytes) -> None:

@@ -19,6 +19,7 @@ AUTHENTICATOR_DATA_BYTES = 37
 """rpIdHash (32) | flags (1) | signCount (4): WebAuthn Level 3, 6.1; more follows only with the AT or ED flag."""
 _FLAG_USER_PRESENT = 0x01
 _FLAG_USER_VERIFIED = 0x04
+_FLAG_BACKUP_ELIGIBLE = 0x08
 _ZERO_HASH = bytes(32)
 
 
@@ -148,6 +149,8 @@ def _verify_assertion(proof: Proof, root: RootKey) -> int:
         raise _unverified("nobody touched the key")
     if root.fido2.user_verified and not flags & _FLAG_USER_VERIFIED:
         raise _unverified("the person was not verified by PIN or biometry")
+    if flags & _FLAG_BACKUP_ELIGIBLE:  # WebAuthn Level 3, 6.1.3: a passkey of an account, not of one device
+        raise _unverified("its key can be copied to other devices")
     _verify_ecdsa(root.public_key, signature, data + client_data_hash)
     _check_count(count, root.fido2.last_count)
     return int(count)

@@ -9,11 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cbor2
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent.attestation.appraise import (
+    BOOT_REGISTERS,
     Appraisal,
     Candidate,
     Policy,
@@ -23,6 +28,7 @@ from agent.attestation.appraise import (
 )
 from agent.attestation.binding import Exchange
 from agent.attestation.credential import activation_answer
+from agent.attestation.evidence import encode_evidence, parse_evidence
 from agent.attestation.makers import TrustStore
 from agent.attestation.structures import AttestType, Attribute
 from agent.core.errors import PeerProtocolError
@@ -161,6 +167,23 @@ def test_platform_certificate_in_the_ek_certificates_place(tpm: ForgedTPM) -> No
     tpm.ek_certificate = MAKER.certify("ek", tpm.ek.public_key(), usages=[PLATFORM_USAGE])
     with refused("another use"):
         appraise(tpm)
+
+
+def test_card_key_in_the_endorsement_keys_place(tpm: ForgedTPM) -> None:
+    """A smartcard decrypts too, and its maker certifies its keys: with one as EK, all the rest could be software."""
+    tpm.ek_certificate = MAKER.certify("YubiKey PIV Attestation 9d", tpm.ek.public_key())
+    with refused("nothing in it says that it is about a TPM"):
+        appraise(tpm)
+    tpm.ek_certificate = MAKER.certify("a server", tpm.ek.public_key(), names=[x509.DNSName("server.example")])
+    with refused("nothing in it says that it is about a TPM"):
+        appraise(tpm)
+
+
+def test_ek_certificate_that_names_its_tpm_instead_of_its_use_is_accepted(tpm: ForgedTPM) -> None:
+    values = {"2.23.133.2.1": "id:54455354", "2.23.133.2.2": "model", "2.23.133.2.3": "id:0001"}
+    parts = [x509.NameAttribute(x509.ObjectIdentifier(oid), value) for oid, value in values.items()]
+    tpm.ek_certificate = MAKER.certify("ek", tpm.ek.public_key(), names=[x509.DirectoryName(x509.Name(parts))])
+    assert appraise(tpm)
 
 
 def test_authoritys_own_certificate_in_the_ek_certificates_place(tpm: ForgedTPM) -> None:
@@ -316,7 +339,7 @@ def boot(*measured: tuple[int, bytes]) -> BootLog:
 
 
 def with_log(tpm: ForgedTPM, log: BootLog, encoded: bytes | None = None) -> ForgedTPM:
-    tpm.registers.update(log.registers)
+    tpm.registers.update(dict.fromkeys(BOOT_REGISTERS, bytes(32)) | log.registers)
     tpm.event_log = encoded or log.encoded()
     return tpm
 
@@ -330,6 +353,26 @@ def test_log_that_explains_the_quote_is_accepted(tpm: ForgedTPM) -> None:
 def test_log_with_an_event_left_out(tpm: ForgedTPM) -> None:
     with refused("does not lead to"):
         appraise(with_log(tpm, boot((4, b"loader"), (4, b"rootkit")), boot((4, b"loader")).encoded()))
+
+
+def test_log_with_all_of_a_registers_events_left_out(tpm: ForgedTPM) -> None:
+    with refused("does not lead to what the TPM quoted for register 4"):
+        appraise(with_log(tpm, boot((0, b"firmware"), (4, b"rootkit")), boot((0, b"firmware")).encoded()))
+
+
+def test_log_with_invented_events_before_a_fresh_start(tpm: ForgedTPM) -> None:
+    """The event that tells where register 0 began, in the middle, would make all before it up."""
+    honest, forged = boot((0, b"firmware")), boot((0, b"what was never there"))
+    forged.append(0, 0x00000003, {}, b"StartupLocality\x00\x00")
+    forged.measure(0, 0x80000001, b"firmware")
+    with refused("a startup event after others"):
+        appraise(with_log(tpm, honest, forged.encoded()))
+
+
+def test_log_of_a_start_at_another_locality_is_accepted(tpm: ForgedTPM) -> None:
+    log = BootLog().append(0, 0x00000003, {}, b"StartupLocality\x00\x03")
+    log.registers[0] = bytes(31) + b"\x03"
+    assert appraise(with_log(tpm, log.measure(0, 0x80000001, b"firmware"))).events
 
 
 def test_log_with_events_in_another_order(tpm: ForgedTPM) -> None:
@@ -385,6 +428,50 @@ def test_evidence_that_cannot_be_read(tpm: ForgedTPM, alter: Callable[[dict[str,
     evidence = tpm.evidence(EXCHANGE)
     with refused("cannot be read"):
         appraise_evidence(replace(evidence, parts=alter(dict(evidence.parts))), EXCHANGE, POLICY, now_s=now_s())
+
+
+@pytest.mark.parametrize("bits", [0, 8, 64, 129, 1024, 65535])
+def test_endorsement_key_with_an_impossible_cipher(tpm: ForgedTPM, bits: int) -> None:
+    claimed = BOUND | Attribute.RESTRICTED | Attribute.DECRYPT
+    tpm.ek_public = ecc_public(tpm.ek.public_key(), claimed, name_algorithm=0x000C, storage_bits=bits)
+    with refused("cannot be read"):
+        challenge(appraise(tpm), bytes(32), random_bytes=secrets.token_bytes)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"kind": [], "public_key": b"", "parts": {}},
+        {"kind": {}, "public_key": b"", "parts": {}},
+        {"kind": "tpm", "public_key": "", "parts": {}},
+        {"kind": "tpm", "public_key": b"", "parts": {1: b""}},
+        {"kind": "tpm", "public_key": b"", "parts": {"a": "b"}},
+        {"kind": "quantum", "public_key": b"", "parts": {}},
+        {"kind": "tpm", "public_key": b"", "parts": dict.fromkeys(map(str, range(33)), b"")},
+        {"kind": "tpm", "public_key": b""},
+        cbor2.CBORTag(35, "(a+)+$"),
+        cbor2.CBORTag(0, "2026-01-01T00:00:00Z"),
+        [],
+        None,
+    ],
+)
+def test_evidence_in_a_form_that_makes_no_sense(data: object) -> None:
+    with refused("cannot be read"):
+        parse_evidence(cbor2.dumps(data))
+
+
+@given(st.binary(max_size=300))
+def test_evidence_of_noise(data: bytes) -> None:
+    with refused("cannot be read"):
+        parse_evidence(data)
+
+
+def test_evidence_with_a_part_named_twice(tpm: ForgedTPM) -> None:
+    honest = encode_evidence(tpm.evidence(EXCHANGE))
+    assert set(parse_evidence(honest).parts) == set(tpm.evidence(EXCHANGE).parts)
+    doubled = b"\xa4" + honest[1:] + b"\x64kind" + b"\x63piv"
+    with refused("cannot be read"):
+        parse_evidence(doubled)
 
 
 def test_evidence_of_another_kind_of_key(tpm: ForgedTPM) -> None:

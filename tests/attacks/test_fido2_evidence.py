@@ -131,6 +131,13 @@ def test_registration_with_nobody_there(evidence: Evidence, flags: int) -> None:
         appraise(altered(evidence, flags=flags))
 
 
+@pytest.mark.parametrize("copied", [0, 0x10], ids=["could be copied", "was copied"])
+def test_key_that_can_be_copied_to_other_devices(evidence: Evidence, copied: int) -> None:
+    """A passkey that its owner's account carries from device to device lives in no hardware."""
+    with refused("copied to other devices"):
+        appraise(altered(evidence, flags=UP | UV | 0x08 | copied))
+
+
 @pytest.mark.parametrize("fmt", ["none", "fido-u2f", "android-safetynet", ""])
 def test_attestation_of_a_form_that_proves_less(evidence: Evidence, fmt: str) -> None:
     with refused("of a form that does not count" if fmt else "does not"):

@@ -229,6 +229,16 @@ def test_weaker_evidence_than_the_study_demands(node: Node, evidence: EvidenceCl
         verify_session(node.envelope(), view, now_s=NOW_S)
 
 
+@pytest.mark.parametrize("claimed", [EvidenceClass.TEST, EvidenceClass.VIRTUAL, EvidenceClass.HARDWARE])
+def test_software_key_recorded_as_better_than_it_is(claimed: EvidenceClass) -> None:
+    node = new_node(KeyKind.SOFTWARE)
+    (record,) = node.view.records.values()
+    boasting = replace(record, root=replace(record.root, evidence=claimed))
+    view = replace(node.view, records={boasting.root.key_id: boasting}, minimum_evidence=EvidenceClass.TEST)
+    with refused("evidence of class none"):
+        verify_session(node.envelope(), view, now_s=NOW_S)
+
+
 def test_two_signatures_in_one_envelope(node: Node) -> None:
     envelope = json.loads(node.envelope())
     envelope["signatures"].append(dict(envelope["signatures"][0], keyid="ff" * 32))
@@ -308,6 +318,12 @@ def test_assertion_without_user_verification() -> None:
     authenticator = Authenticator()
     with refused("not verified"):
         verify_proof(authenticator.prove(PING, flags=0x01), authenticator.root)
+
+
+def test_assertion_of_a_key_that_can_be_copied_to_other_devices() -> None:
+    authenticator = Authenticator()
+    with refused("copied to other devices"):
+        verify_proof(authenticator.prove(PING, flags=0x0D), authenticator.root)
 
 
 @pytest.mark.parametrize("count", [0, 6, 7])

@@ -69,6 +69,7 @@ class Maker:
         *,
         authority: bool = False,
         usages: Iterable[x509.ObjectIdentifier] = (),
+        names: Iterable[x509.GeneralName] = (),
         begins_in: datetime.timedelta = -_DAY,
         ends_in: datetime.timedelta = 3650 * _DAY,
         path_length: int | None = None,
@@ -87,6 +88,8 @@ class Maker:
         )
         if usages := list(usages):
             builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+        if names := list(names):
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=True)
         return builder.sign(self.key, hashes.SHA256())
 
 
