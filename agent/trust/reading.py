@@ -34,23 +34,11 @@ from agent.trust.delegations import (
     verify_role,
 )
 from agent.trust.pins import Moment, Pins, SitePin, check_not_older
-from agent.trust.records import (
-    CONSORTIUM_TARGET,
-    MAX_RECORD_BYTES,
-    ConsortiumRecord,
-    NodeFile,
-    RecordT,
-    RevocationsFile,
-    SitePaths,
-    StewardFile,
-    parse_public_pem,
-    parse_record,
-)
+from agent.trust.records import CONSORTIUM_TARGET, MAX_RECORD_BYTES, ConsortiumRecord, SitePaths, parse_record
+from agent.trust.site_records import parse_site, site_files
 from agent.trust.snapshot import SiteRecord, TrustSnapshot
 from agent.trust.tuf_faults import bad_repository, expired
 
-MAX_NODES_PER_SITE: Final = 64
-MAX_STEWARDS_PER_SITE: Final = 64
 MAX_MISSED_VERSIONS: Final = 256
 """How many versions of a hospital's metadata a box that was away looks through for a change of its keys."""
 _STUDY = "study.json"
@@ -127,7 +115,7 @@ class _Reader:
         self._pins = self._pins.with_role("targets", keys_digest(top.root, ["targets"]), top.targets.version)
         check_paths("targets", top.targets, own="")
         self._take(top.targets, [CONSORTIUM_TARGET])
-        consortium = self._record(ConsortiumRecord, CONSORTIUM_TARGET)
+        consortium = self._consortium()
         names = check_delegates(top.targets, (SITES, STUDIES, RELEASES))
         for name in {STUDIES, RELEASES}.intersection(names):
             self._read_leaf(name)
@@ -181,13 +169,16 @@ class _Reader:
             check_no_delegates(paths.role, role)
             if expiry_s(role) <= self._now_s:
                 raise expired(f"what {site} signed")
+            records = site_files(paths, role)
         except PeerProtocolError as error:
             return error.sentence
         check_paths(paths.role, role, own=f"{SITES}/{site}/")
         self._pins = self._pins.with_site(site, pin)
         self._take(role, role.targets)
+        # Outside of `try`: a file that is not the one listed is nothing that the hospital did.
+        contents = {path: self._files.target(role.targets[path]) for path in records.all}
         try:
-            return self._site_record(paths, role, pin)
+            return parse_site(paths, role, pin, records, contents)
         except PeerProtocolError as error:
             return error.sentence
 
@@ -206,32 +197,6 @@ class _Reader:
                 raise _swapped_keys(site)
         return delegated
 
-    def _site_record(self, paths: SitePaths, role: Targets, pin: SitePin) -> SiteRecord:
-        own = f"{SITES}/{paths.site}"
-        node_paths = _matching(role.targets, f"{own}/nodes/", "/node.json", MAX_NODES_PER_SITE)
-        steward_paths = _matching(role.targets, f"{own}/stewards/", ".json", MAX_STEWARDS_PER_SITE)
-        nodes = [self._record(NodeFile, path) for path in node_paths]
-        stewards = [self._record(StewardFile, path) for path in steward_paths]
-        revocations = RevocationsFile(site=paths.site)
-        if paths.revocations in role.targets:
-            revocations = self._record(RevocationsFile, paths.revocations)
-        places = [paths.node(node.node) for node in nodes] + [paths.steward(steward.steward) for steward in stewards]
-        named = {node.site for node in nodes} | {steward.site for steward in stewards} | {revocations.site}
-        if places != [*node_paths, *steward_paths] or named != {paths.site}:
-            raise bad_repository(f"a record of {paths.site} names another hospital, box or person than its place does")
-        if len({node.root.key_id for node in nodes}) != len(nodes):
-            raise bad_repository(f"two boxes of {paths.site} have one key")
-        return SiteRecord(
-            site=SiteID(paths.site),
-            version=role.version,
-            nodes=tuple(nodes),
-            stewards=tuple(stewards),
-            revoked=frozenset(entry.key_id for entry in revocations.revocations),
-            expires_s=expiry_s(role),
-            keys=tuple(map(parse_public_pem, pin.keys)),
-            threshold=pin.threshold,
-        )
-
     def _role(self, delegator: Targets, name: str) -> Targets:
         """A role of the consortium itself: it must hold, and its version must not run backwards."""
         role = verify_role(delegator, name, self._fetch(name), self._top.listing(name)).signed
@@ -248,26 +213,17 @@ class _Reader:
     def _take(self, role: Targets, paths: Iterable[str]) -> None:
         self._targets |= {path: role.targets[path] for path in paths if path in role.targets}
 
-    def _record(self, kind: type[RecordT], path: str) -> RecordT:
-        target = self._targets.get(path)
-        if target is None:
-            raise bad_repository(f"{path} is missing")
-        if target.length > MAX_RECORD_BYTES:
-            raise bad_repository(f"{path} is larger than {MAX_RECORD_BYTES} bytes")
-        return parse_record(kind, self._files.target(target))
+    def _consortium(self) -> ConsortiumRecord:
+        target = self._targets.get(CONSORTIUM_TARGET)
+        if target is None or target.length > MAX_RECORD_BYTES:
+            raise bad_repository(f"{CONSORTIUM_TARGET} is missing, or too large")
+        return parse_record(ConsortiumRecord, self._files.target(target))
 
     def _study_ids(self) -> Iterator[str]:
         for path in self._targets:
             parts = path.split("/")
             if len(parts) == 3 and parts[0] == STUDIES and parts[2] == _STUDY:
                 yield parts[1]
-
-
-def _matching(paths: Iterable[str], start: str, end: str, limit: int) -> list[str]:
-    found = sorted(path for path in paths if path.startswith(start) and path.endswith(end))
-    if len(found) > limit:
-        raise bad_repository(f"there are more than {limit} files below {start}")
-    return found
 
 
 def _swapped_keys(site: SiteID) -> PeerProtocolError:

@@ -206,6 +206,15 @@ class TrustRepository:
             )
         return _download(self._fetcher, self._url, target)
 
+    def digest(self, path: str) -> str | None:
+        """SHA-256 (hex) of a file as the current snapshot's roles list it; None where none does.
+
+        Raises:
+            OperatorError: There is no snapshot yet (`trust.nothing_yet`).
+        """
+        target = self._known().targets.get(path)
+        return None if target is None else _sha256(target)
+
     def _known(self) -> Reading:
         if self._reading is None:
             raise _nothing_yet()

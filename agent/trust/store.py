@@ -9,11 +9,10 @@ tuf/            python-tuf's own cache, its memory against rollback beside ours;
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import cbor2
 
@@ -118,7 +117,7 @@ class TrustStore:
 
     def close(self) -> None:
         """Let go of the directory."""
-        os.close(self._lock)
+        self._lock.close()
 
     def load_state(self) -> StoredState | None:
         """The newest state that verified, or None where there is none yet.
@@ -175,27 +174,25 @@ def _store(path: Path, data: bytes) -> None:
         store_atomically(path, data, mode=0o600)
 
 
-def _lock(directory: Path) -> int:
+def _lock(directory: Path) -> BinaryIO:
     if not (directory / "1.root.json").exists():
         raise OperatorError(
             "trust.not_pinned",
             f"{directory} holds no consortium's trust root.",
             next_step="Enrol this box first.",
         )
+    with translated():
+        stream = (directory / "lock").open("ab")
     try:
-        descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise translate(error) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
+        stream.close()
         raise OperatorError(
             "trust.in_use",
             f"Another process uses the trust repository in {directory}.",
             next_step="Stop it first, or wait until it has ended.",
         ) from error
-    return descriptor
+    return stream
 
 
 def _read(path: Path, limit_bytes: int) -> bytes:
