@@ -9,10 +9,8 @@ from types import MappingProxyType
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from agent.core.errors import OperatorError
-from agent.trust.study import MAX_PARAMETERS
+from agent.trust.study import MAX_MODEL_BYTES, MAX_PARAMETERS
 
-MAX_MODEL_BYTES = (1 << 31) - 1
-"""Protocol buffers end here."""
 MAX_NODES = 20_000
 MAX_TENSORS = 20_000
 MAX_RANK = 8

@@ -29,10 +29,10 @@ from agent.trust.delegations import (
     verify_roots,
     verify_top_level,
 )
-from agent.trust.model_checks import MAX_MODEL_BYTES
 from agent.trust.reading import Reading, read_repository
 from agent.trust.snapshot import TrustSnapshot
 from agent.trust.store import StoredState, TrustStore, pin_root
+from agent.trust.study import MAX_MODEL_BYTES
 from agent.trust.tuf_faults import bad_repository, expired, translated
 
 REFRESH_LIMIT_S: Final = 300.0

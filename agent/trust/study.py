@@ -14,6 +14,8 @@ from agent.core.ids import IdentifierText
 from agent.core.validation import explain_invalid
 
 MAX_STUDY_BYTES = 1 << 20
+MAX_MODEL_BYTES = (1 << 31) - 1
+"""Protocol buffers end here."""
 MAX_PARAMETERS = 1 << 28
 MAX_SITES = 100
 MAX_FIELDS = 4096
