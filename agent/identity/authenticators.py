@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,11 @@ _POLL_S = 0.05
 _INS_MESSAGE, _INS_GET_RESPONSE = 0x10, 0x11
 _P1_POLLING, _P1_CANCEL = 0x80, 0x11
 _SW_UPDATE = 0x9100
+_NONSENSE: Final = (
+    *(KeyError, IndexError, TypeError, AttributeError, AssertionError, NotImplementedError),
+    *(struct.error, RecursionError, MemoryError),
+)
+"""What `fido2` raises over an answer that a device bent."""
 _TELLING: Final = {"identity.card_busy": 3, "identity.foreign_key": 2, "identity.authenticator_refused": 1}
 """Which of several devices' failures a person should read first."""
 
@@ -212,6 +218,9 @@ def _failures_of(device: str) -> Iterator[None]:
         yield
     except CtapError as error:
         raise ctap_failure(error, device) from error
+    except _NONSENSE as error:
+        log.warning("authenticator_answers_nonsense", device=device, reason=repr(error))
+        raise _nonsense(device) from error
     except (OSError, ValueError, hid.ConnectionFailure) as error:
         raise _gone(device, error) from error
 
@@ -221,6 +230,14 @@ def _no_authenticator(reader: str) -> HardwareError:
         "identity.no_authenticator",
         f"There is no security key in the reader {reader}." if reader else "There is no security key.",
         next_step="Plug the security key in, or lay it on the reader; the work goes on by itself.",
+    )
+
+
+def _nonsense(device: str) -> HardwareError:
+    return HardwareError(
+        "identity.authenticator_answer",
+        f"The answer of the {device} makes no sense.",
+        next_step="Take it out, put it back and try again; if it repeats, use another one.",
     )
 
 

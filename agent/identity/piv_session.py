@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from agent.core.errors import HardwareError, OperatorError
+from agent.attestation.makers import parse_certificate
+from agent.core.errors import HardwareError, OperatorError, PeerProtocolError
 from agent.identity.apdu import (
     NOT_THERE,
     SW,
@@ -294,8 +295,8 @@ class PIVSession:
         if der is None:
             return None
         try:
-            return x509.load_der_x509_certificate(der)
-        except ValueError as error:
+            return parse_certificate(der)
+        except PeerProtocolError as error:
             raise bad_answer("its certificate cannot be read") from error
 
     def put_certificate(self, slot: Slot, certificate: x509.Certificate) -> None:

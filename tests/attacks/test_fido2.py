@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import cbor2
 import pytest
 import structlog
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -19,10 +20,11 @@ from fido2.rpid import verify_rp_id
 from fido2.webauthn import CollectedClientData
 
 from agent.attestation.fido2 import NODE_RP_ID, registration_hash
-from agent.core.errors import HardwareError, OperatorError, PeerProtocolError
+from agent.core.errors import HardwareError, OperatorError, PeerProtocolError, SecureHealthError
 from agent.core.logging import configure_logging
+from agent.identity.fido2 import find_devices
 from agent.identity.fido2_record import load_record
-from agent.identity.key import HardwareKey, PresenceState, init_key, open_key
+from agent.identity.key import HardwareKey, Presence, PresenceState, init_key, open_key
 from agent.statements.envelope import Proof, Statement
 from agent.statements.roots import FIDO2Terms, RootKey, encode_assertion, verify_proof
 from tests.simulators.authenticator import UP, UV, Authenticator
@@ -252,6 +254,57 @@ def test_key_that_claims_our_credential_but_cannot_sign(key: HardwareKey, authen
     impostor.credentials = {ours.id: replace(ours, private=ec.generate_private_key(ec.SECP256R1()))}
     with plugged_in(HIDKey(impostor)), pytest.raises(HardwareError, match="not the one that holds this node's key"):
         key.prove(NOTE)
+
+
+# A hostile key
+
+
+NONSENSE = [
+    b"",
+    b"\x00",
+    b"\x00\xff",
+    b"\x00\xa1\x01",
+    b"\x00\x9f",
+    b"\x00" + cbor2.dumps([]),
+    b"\x00" + cbor2.dumps({}),
+    b"\x00" + cbor2.dumps({1: 1, 2: 2, 3: 3, 4: 4, 5: "5", 6: 6}),
+    b"\x00" + cbor2.dumps({1: {}, 2: b"", 3: b"", 4: [], 6: [[]]}),
+    b"\x00" + cbor2.dumps({1: {1: 2, 3: -25, -1: 1, -2: b"", -3: b""}, 2: bytes(16), 3: 8}),
+    b"\x00" + cbor2.dumps({1: ["FIDO_2_0"], 3: bytes(16), 4: {"clientPin": []}, 6: "ab"}),
+    b"\x00" + b"\x81" * 2000,
+]
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE)
+@pytest.mark.parametrize("command", [0x02, 0x04, 0x06])
+def test_key_that_answers_nonsense_proves_nothing_and_breaks_nothing(
+    key: HardwareKey, authenticator: Authenticator, command: int, nonsense: bytes
+) -> None:
+    honest = authenticator.process
+
+    def process(request: bytes) -> bytes:
+        return nonsense if request[0] == command else honest(request)
+
+    authenticator.process = process  # type: ignore[method-assign] # a hostile device
+    with pytest.raises(SecureHealthError):
+        key.prove(NOTE)
+    assert isinstance(key.presence(), Presence)
+    assert find_devices() is not None
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE)
+def test_key_that_answers_nonsense_is_not_made(
+    port: HIDKey, authenticator: Authenticator, tmp_path: Path, nonsense: bytes
+) -> None:
+    honest = authenticator.process
+
+    def process(request: bytes) -> bytes:
+        return nonsense if request[0] == 0x01 else honest(request)
+
+    authenticator.process = process  # type: ignore[method-assign] # a hostile device
+    with pytest.raises(SecureHealthError):
+        init_key(f"fido2:{tmp_path}/key.json", person=Technician())
+    assert not (tmp_path / "key.json").exists()
 
 
 # Guesses and absence

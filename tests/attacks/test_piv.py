@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
 import logging
 import traceback
 from collections.abc import Iterator
 
 import pytest
 import structlog
+from cryptography.hazmat.primitives.serialization import Encoding
 from smartcard import scard
 from typing_extensions import override
 
 from agent.core.errors import HardwareError, OperatorError, SecureHealthError
 from agent.core.logging import configure_logging
+from agent.identity.apdu import tlv
 from agent.identity.key import HardwareKey, PresenceState, init_key, open_key
 from agent.identity.pcsc import PCSCConnection
+from agent.identity.piv_cards import slot_key
+from agent.identity.piv_session import CERTIFICATE_OBJECT, PIVSession
+from agent.identity.piv_session import Slot as KeySlot
 from agent.statements.envelope import Statement
 from tests.simulators.card import VirtualCard
+from tests.simulators.makers import card_maker, common_name
 from tests.simulators.pcscd import Slot, card_inserted
 from tests.simulators.person import Technician, WatchedTechnician
 from tests.simulators.piv_card import PIVApplet
@@ -296,3 +304,23 @@ def test_card_that_answers_nonsense_signs_nothing(slot: Slot, applet: PIVApplet,
     broken = True
     with pytest.raises(SecureHealthError):
         key.prove(NOTE)
+
+
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
+def test_card_with_a_bent_certificate_breaks_nothing() -> None:
+    """What a certificate says is parsed when it is first looked at, which may be long after it was read."""
+    applet = PIVApplet(0, make="plain")
+    key = applet.add_key(0x9E).private.public_key()
+    honest = card_maker().issue(common_name("card 12"), key, ca=False).public_bytes(Encoding.DER)
+    session = PIVSession(VirtualCard(applet))
+    for at, change in itertools.product(range(len(honest)), (0x01, 0x20, 0xFF)):
+        bent = bytearray(honest)
+        bent[at] ^= change
+        applet.objects[CERTIFICATE_OBJECT[KeySlot.CARD_AUTHENTICATION]] = tlv(0x70, bytes(bent))
+        with contextlib.suppress(SecureHealthError):
+            certificate = session.get_certificate(KeySlot.CARD_AUTHENTICATION)
+            assert certificate is not None
+            assert certificate.issuer
+            assert certificate.subject
+            assert certificate.public_key()
+            slot_key(session, KeySlot.CARD_AUTHENTICATION)
