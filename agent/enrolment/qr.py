@@ -6,13 +6,21 @@ import io
 from typing import Final
 
 import numpy as np
-import segno
-import zxingcpp
 from numpy.typing import NDArray
-from PIL import Image
 
 from agent.core.errors import OperatorError
 from agent.trust.token import PREFIX
+
+try:
+    import segno
+    import zxingcpp
+    from PIL import Image
+except ImportError as missing:
+    raise OperatorError(
+        "code.missing_library",
+        f"Codes need a library that is not installed here ({missing.name}).",
+        next_step="Install the package's 'enrol' extra, or bring the token on a stick.",
+    ) from missing
 
 MAX_PIXELS: Final = 64 << 20
 _FAMILY: Final = PREFIX[:3]

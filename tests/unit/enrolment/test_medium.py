@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,12 @@ def test_a_picture_file_of_any_size_is_not_read_whole(tmp_path: Path) -> None:
     with pytest.raises(SecureHealthError, match="larger than") as caught:
         token_from_image(tmp_path / "huge.png")
     assert code_of(caught) == "medium.cannot_open"
+
+
+def test_a_box_that_cannot_read_codes_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    segno.make_qr(TEXT).save(str(tmp_path / "code.png"))
+    monkeypatch.setitem(sys.modules, "zxingcpp", None)
+    monkeypatch.delitem(sys.modules, "agent.enrolment.qr", raising=False)
+    with pytest.raises(SecureHealthError, match="zxingcpp") as caught:
+        token_from_image(tmp_path / "code.png")
+    assert code_of(caught) == "code.missing_library"
