@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from securesystemslib.signer import (  # type: ignore[attr-defined]  # its __init__ re-exports silently
+from securesystemslib.signer import (
     Key,
     SecretsHandler,
     Signature,

@@ -18,7 +18,7 @@ import rfc8785
 from pydantic import BaseModel, ConfigDict, ValidationError
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import FormatError
-from securesystemslib.signer import Signature  # type: ignore[attr-defined]  # its __init__ re-exports silently
+from securesystemslib.signer import Signature
 
 from agent.core.errors import PeerProtocolError
 

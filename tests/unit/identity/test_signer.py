@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from securesystemslib.signer import SIGNER_FOR_URI_SCHEME, Signer  # type: ignore[attr-defined]  # silent re-exports
+from securesystemslib.signer import SIGNER_FOR_URI_SCHEME, Signer
 from tuf.api.exceptions import UnsignedMetadataError
-from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]  # silent re-exports
+from tuf.api.metadata import Metadata, Root
 
 from agent.core.errors import HardwareError, OperatorError
 from agent.identity.key import HardwareKey, init_key

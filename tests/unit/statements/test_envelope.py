@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from securesystemslib.dsse import Envelope
-from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]  # its __init__ re-exports silently
+from securesystemslib.signer import CryptoSigner
 
 from agent.core.errors import PeerProtocolError
 from agent.statements.envelope import (
