@@ -1,8 +1,14 @@
-"""Who speaks for which hospital, by the roster that this party itself pinned; never by what the other side relays."""
+"""Who speaks for which hospital: by the trust repository that this party verified, or by the roster that it pinned.
+
+Never by what the other side relays.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from copy import copy
+from threading import Lock
+from typing import Final, Protocol
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -10,12 +16,16 @@ from agent.core.clock import Clock
 from agent.core.errors import NetworkError, OperatorError, PeerProtocolError
 from agent.core.ids import SiteID
 from agent.secagg import refusals
-from agent.statements.chain import NodeRecord, TrustView, verify_session
+from agent.statements.chain import NodeRecord, Session, TrustView, verify_session
 from agent.statements.roots import EvidenceClass, public_key_bytes
 from agent.trust.counters import CounterStore
 from agent.trust.roster import Roster
+from agent.trust.snapshot import TrustSnapshot, TrustSource
+from agent.trust.tuf_faults import expired
 
 NODE_NAME_CHARACTERS = 16
+REFRESH_PAUSE_S: Final = 2
+"""Least time, in seconds, between two refreshes that others' certificates caused: none makes this party ask all day."""
 
 
 def node_name(key_id: str) -> str:
@@ -26,6 +36,18 @@ def node_name(key_id: str) -> str:
 def consortium_digest(coordinator: ec.EllipticCurvePublicKey) -> str:
     """What session certificates name as their consortium, hex: its coordinator's key."""
     return hashlib.sha256(public_key_bytes(coordinator)).hexdigest()
+
+
+class Peers(Protocol):
+    """Verifies who speaks for which hospital; thread-safe."""
+
+    def demanding(self, minimum: EvidenceClass) -> Peers:
+        """The same peers, for a study that wants so much evidence of each."""
+        ...
+
+    def verify_certificate(self, site: str, certificate: bytes) -> ec.EllipticCurvePublicKey:
+        """The session key that speaks for `site`; see `agent.secagg.attempt.Roster`."""
+        ...
 
 
 class PinnedPeers:
@@ -80,6 +102,114 @@ class PinnedPeers:
         if session.record.site != SiteID(site) or not isinstance(session.public_key.curve, ec.SECP256R1):
             raise refusals.untrusted_certificate(site)
         return session.public_key
+
+
+class RepositoryPeers:
+    """Verifies session certificates against the newest snapshot of the trust repository; thread-safe.
+
+    A hospital is spoken for by one box (`TrustSnapshot.speaker`); what it revokes counts from the next snapshot on.
+    """
+
+    def __init__(
+        self, source: TrustSource, counters: CounterStore, *, minimum: EvidenceClass = EvidenceClass.NONE
+    ) -> None:
+        """Prepare.
+
+        Args:
+            source: Of snapshots, and of the present.
+            counters: What this party remembers of FIDO2 keys.
+            minimum: The least evidence class that counts; the consortium's own minimum holds in any case.
+        """
+        self._source = source
+        self._counters = counters
+        self._minimum = minimum
+        self._renewal = _Renewal(source)
+
+    def demanding(self, minimum: EvidenceClass) -> RepositoryPeers:
+        """The same peers, for a study that wants so much evidence of each."""
+        peers = copy(self)  # with the same renewal
+        peers._minimum = minimum  # noqa: SLF001 - its own class
+        return peers
+
+    def verify_certificate(self, site: str, certificate: bytes) -> ec.EllipticCurvePublicKey:
+        """The session key that speaks for `site`.
+
+        A certificate that names a newer state of the repository than ours has it fetched once, then is looked at anew.
+
+        Raises:
+            PeerProtocolError: The certificate does not count, or speaks for another hospital or for a spare box, or
+                what is known here has expired and cannot be renewed; the error names `site`.
+            HardwareError: The disk does not take what is to be remembered of a FIDO2 key.
+        """
+        try:
+            session = self._verify(SiteID(site), certificate)
+            self._counters.check(session, now_s=self._source.now_s())
+        except (PeerProtocolError, NetworkError, OperatorError) as error:
+            raise refusals.untrusted_certificate(site, error) from error
+        if not isinstance(session.public_key.curve, ec.SECP256R1):
+            raise refusals.untrusted_certificate(site)
+        return session.public_key
+
+    def _verify(self, site: SiteID, certificate: bytes) -> Session:
+        try:
+            return self._verify_by(self._source.current(), site, certificate)
+        except NetworkError:
+            return self._verify_by(self._renewal.renewed(), site, certificate)
+
+    def _verify_by(self, snapshot: TrustSnapshot, site: SiteID, certificate: bytes) -> Session:
+        now_s = self._source.now_s()
+        if not snapshot.is_current(now_s):
+            raise _view_expired()
+        record = snapshot.sites.get(site)
+        if record is None:
+            raise _left_out(snapshot.set_aside.get(site, f"The consortium's trust repository has no {site}."))
+        if record.expires_s <= now_s:
+            raise expired(f"what {site} signed")
+        session = verify_session(certificate, snapshot.view(self._minimum, site=site), now_s=now_s)
+        speaker = snapshot.speaker(site, self._minimum)
+        if speaker is None or speaker.root.key_id != session.record.root.key_id:
+            raise _spare(site)
+        return session
+
+
+class _Renewal:
+    """Asks the repository for others' sake, now and then."""
+
+    def __init__(self, source: TrustSource) -> None:
+        self._source = source
+        self._lock = Lock()
+        self._asked_s = 0
+
+    def renewed(self) -> TrustSnapshot:
+        """The newest snapshot, asked for unless that was done a moment ago."""
+        with self._lock:
+            now_s = self._source.now_s()
+            if abs(now_s - self._asked_s) < REFRESH_PAUSE_S:
+                return self._source.current()
+            self._asked_s = now_s
+            return self._source.refresh()
+
+
+def _view_expired() -> NetworkError:
+    return NetworkError(
+        "trust.view_expired",
+        "What this box knows of its consortium's trust repository has expired.",
+        next_step="It is fetched as soon as the registrar can be reached; check the network.",
+    )
+
+
+def _left_out(why: str) -> PeerProtocolError:
+    return PeerProtocolError(
+        "trust.site_left_out", why, next_step="Its boxes take part again once its own record in the repository holds."
+    )
+
+
+def _spare(site: str) -> PeerProtocolError:
+    return PeerProtocolError(
+        "trust.spare_box",
+        f"The box is a spare one of {site}: another, enrolled before it, speaks for that hospital.",
+        next_step=f"To have the spare box take over, {site} revokes the one before it.",
+    )
 
 
 def _two_nodes(site: str) -> OperatorError:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Self
 
 from tuf.api.exceptions import DownloadHTTPError
 from tuf.api.metadata import MetaFile, TargetFile
@@ -45,22 +45,6 @@ _CONFIG: Final = UpdaterConfig(
     snapshot_max_length=MAX_SNAPSHOT_BYTES,
     targets_max_length=MAX_ROLE_BYTES,
 )
-
-
-class TrustSource(Protocol):
-    """Where others take the newest snapshot from; thread-safe."""
-
-    def current(self) -> TrustSnapshot:
-        """The newest snapshot known here, without asking anybody."""
-        ...
-
-    def refresh(self) -> TrustSnapshot:
-        """Ask the repository, and return the newest snapshot."""
-        ...
-
-    def now_s(self) -> int:
-        """The present, in seconds since 1970, not before the latest signed time."""
-        ...
 
 
 def bootstrap(directory: Path, root: bytes, root_digest: str) -> None:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -123,7 +124,8 @@ class TrustSnapshot:
 
         It is the one that was enrolled first among those in force; the others are spares. Secure aggregation counts
         hospitals by what each one agreed to or gave up, and each box remembers that for itself: two boxes of one
-        hospital could say both. A hospital moves to its next box by revoking the one before.
+        hospital could say both, like a colluder. A hospital moves to its next box by revoking the one before, better
+        between two rounds than in one.
 
         Args:
             site: The hospital.
@@ -156,6 +158,22 @@ class TrustSnapshot:
 
     def _minimum(self, wanted: EvidenceClass) -> EvidenceClass:
         return max(wanted, EvidenceClass[self.consortium.evidence.minimum.upper()])
+
+
+class TrustSource(Protocol):
+    """Where others take the newest snapshot from; thread-safe."""
+
+    def current(self) -> TrustSnapshot:
+        """The newest snapshot known here, without asking anybody."""
+        ...
+
+    def refresh(self) -> TrustSnapshot:
+        """Ask the repository, and return the newest snapshot."""
+        ...
+
+    def now_s(self) -> int:
+        """The present, in seconds since 1970, not before the latest signed time."""
+        ...
 
 
 def _key_ids(record: SiteRecord) -> frozenset[str]:
