@@ -26,6 +26,7 @@ from tests.simulators.authenticator import Authenticator
 from tests.simulators.clock import SetClock
 from tests.simulators.hid_key import HIDKey, plugged_in
 from tests.simulators.person import Technician
+from tests.unit.coordinator.test_secure import Federation
 
 SITE = "hospital-a"
 
@@ -133,6 +134,22 @@ def test_certificate_before_counts_while_another_study_still_shows_it_and_no_lon
     rig.clock.move(1)
     assert refused(rig.peer(), first).details["cause"] == "trust.cloned_key"
     rig.peer().verify_certificate(SITE, second)
+
+
+def test_clone_is_found_out_by_the_coordinator_across_its_restart(rig: Rig) -> None:
+    clone = rig.authenticator.cloned()
+    with plugged_in(HIDKey(rig.authenticator)):
+        key = open_key(rig.key.uri, person=Technician())
+        federation = Federation(rig.place / "federation", keys={SITE: key}, rounds=1)
+    federation.run()
+    federation.directory.result.unlink()
+    for checkpoint in federation.directory.checkpoints.iterdir():
+        checkpoint.unlink()
+    with plugged_in(HIDKey(clone)):
+        federation.sites[SITE].restart()
+    with pytest.raises(PeerProtocolError) as caught:
+        federation.run()
+    assert (caught.value.details["peer"], caught.value.details["cause"]) == (SITE, "trust.cloned_key")
 
 
 def test_key_that_keeps_no_counter_is_believed(tmp_path: Path) -> None:

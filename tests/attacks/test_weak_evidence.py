@@ -121,3 +121,13 @@ def test_hospital_that_answers_in_another_ones_name(tmp_path: Path) -> None:
     error = paused(federation, ScriptedLine.of(federation.clock, answers | {"hospital-b": impostor}))
     assert kept
     assert (error.code, error.details["site"]) == ("coordinator.stray_answer", "hospital-b")
+
+
+def test_certificate_that_names_a_newer_repository_stops_nobody_unnamed(tmp_path: Path) -> None:
+    """A pinned roster has no newer state; one hospital's word for it must not end the others' study without a name."""
+    federation = Federation(tmp_path)
+    federation.sites[WEAK].timestamp_version = 99
+    federation.sites[WEAK].restart()
+    error = paused(federation)
+    assert (error.code, error.details["peer"]) == ("secagg.untrusted_certificate", WEAK)
+    assert [event["site"] for event in federation.events("faulty")] == [WEAK]

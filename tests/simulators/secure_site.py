@@ -20,11 +20,10 @@ from agent.federation.secure import SecureHandler, SecureSettings
 from agent.federation.studies import StudyFolder, StudyRun, Vector
 from agent.identity.key import HardwareKey, init_key
 from agent.identity.session import SessionKeeper, SessionKeySource, Subject
-from agent.statements.roots import EvidenceClass
 from agent.trust.counters import COUNTERS_FILE_NAME, CounterStore
 from agent.trust.metrics import Moments
 from agent.trust.peers import PinnedPeers, consortium_digest, node_name
-from agent.trust.roster import Roster, roster_node
+from agent.trust.roster import Roster, RosterNode
 from agent.trust.study import Study
 from tests.simulators.scripted_line import Said
 
@@ -89,6 +88,7 @@ class SecureSite:
     journal_key: bytes = field(default_factory=lambda: os.urandom(32), repr=False)
     session_keys: SessionKeySource | None = None
     refused: list[PeerProtocolError] = field(default_factory=list)
+    timestamp_version: int = 0
     _handler: SecureHandler | None = None
     _run: StudyRun | None = None
     _roster: Roster | None = None
@@ -114,7 +114,11 @@ class SecureSite:
         clock, coordinator = SystemClock(), self._roster.coordinator_key()
         subject = Subject(consortium_digest(coordinator), self.site, node_name(self.key.key_id))
         keeper = SessionKeeper(
-            self.key, subject, clock=clock, timestamp_version=lambda: 0, new_session_key=self.session_keys
+            self.key,
+            subject,
+            clock=clock,
+            timestamp_version=lambda: self.timestamp_version,
+            new_session_key=self.session_keys,
         )
         keeper.renew()
         peers = PinnedPeers(self._roster, clock, CounterStore(self.directory / COUNTERS_FILE_NAME))
@@ -146,8 +150,4 @@ class SecureSite:
 
 def roster_of(sites: Mapping[str, HardwareKey], coordinator: ec.EllipticCurvePublicKey) -> Roster:
     """A roster of one node a site."""
-    nodes = {
-        SiteID(site): (roster_node(SiteID(site), key.kind, EvidenceClass.NONE, key.public_key()),)
-        for site, key in sites.items()
-    }
-    return Roster(nodes, coordinator)
+    return Roster({SiteID(site): (RosterNode(SiteID(site), key.root()),) for site, key in sites.items()}, coordinator)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from agent.core.errors import OperatorError, SecureHealthError
 from agent.core.wire import Frame, Stage
+from agent.identity.key import HardwareKey
 from agent.trust.roster import encode_roster
 from agent.trust.study import parse_study, study_digest
 from provisioning.coordinator.directory import CoordinatorDirectory, CoordinatorSettings
@@ -30,7 +31,13 @@ MEAN = sum(STEPS[site] * WEIGHTS[site] for site in SITES) / sum(WEIGHTS.values()
 class Federation:
     """Four hospitals and a coordinator's directory."""
 
-    def __init__(self, place: Path, **changes: Any) -> None:  # noqa: ANN401 - any part of a study
+    def __init__(
+        self,
+        place: Path,
+        *,
+        keys: Mapping[str, HardwareKey] | None = None,
+        **changes: Any,  # noqa: ANN401 - any part of a study
+    ) -> None:
         self.clock = SteppedClock()
         key = ec.generate_private_key(ec.SECP256R1())
         pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
@@ -43,6 +50,8 @@ class Federation:
             site: SecureSite.make(place / site, site, step=STEPS[site], weight=WEIGHTS[site], parameters=PARAMETERS)
             for site in SITES
         }
+        for site, hardware_key in (keys or {}).items():
+            self.sites[site].key = hardware_key
         roster = roster_of({site: member.key for site, member in self.sites.items()}, key.public_key())
         for member in self.sites.values():
             member.join(study, study_digest(study_file), roster)
