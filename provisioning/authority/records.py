@@ -1,0 +1,92 @@
+"""The files of a change: each is the one that its metadata lists, and a hospital's records say what their places do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tuf.api.metadata import DelegatedRole, Metadata, TargetFile, Targets
+
+from agent.core.errors import PeerProtocolError
+from agent.trust.delegations import SITES, delegated_keys
+from agent.trust.records import CONSORTIUM_TARGET, ConsortiumRecord, SitePaths, parse_record
+from agent.trust.site_records import parse_site, site_files
+from agent.trust.tuf_faults import translated
+from provisioning.authority.repository import (
+    MAX_TARGET_BYTES,
+    SITE_ROLE_PREFIX,
+    Change,
+    RepositoryFiles,
+    RepositoryState,
+)
+
+MAX_SITE_FILE_BYTES = 1 << 20
+
+
+def check_targets(before: RepositoryState, change: Change, files: RepositoryFiles) -> None:
+    """Check the files of a change; that its metadata may follow is checked before.
+
+    Args:
+        before: What is published now.
+        change: New metadata and files.
+        files: Where those lie that stay.
+
+    Raises:
+        PeerProtocolError: One is missing, is another than listed, is listed by nobody, or is a bad record.
+    """
+    listed: set[str] = set()
+    roles = {**before.roles, **change.roles}
+    for name, data in change.roles.items():
+        role = Metadata[Targets].from_bytes(data).signed
+        limit = MAX_SITE_FILE_BYTES if name.startswith(SITE_ROLE_PREFIX) else MAX_TARGET_BYTES
+        for path, target in role.targets.items():
+            _check_target(target, change.targets.get(path), files, limit)
+        listed |= role.targets.keys()
+        _check_records(name, role, roles, change, files)
+    if unlisted := change.targets.keys() - listed:
+        raise _bad_target(f"nobody lists {min(unlisted)[:200]!r}")
+
+
+def _check_target(target: TargetFile, data: bytes | None, files: RepositoryFiles, limit_bytes: int) -> None:
+    if set(target.hashes) != {"sha256"}:
+        raise _bad_target(f"{target.path[:200]!r} is not listed by SHA-256 alone")
+    if target.length > limit_bytes:
+        raise _bad_target(f"{target.path[:200]!r} is larger than {limit_bytes} bytes")
+    if any(part in {"", ".", ".."} or "\\" in part or "\0" in part for part in target.path.split("/")):
+        raise _bad_target(f"{target.path[:200]!r} is no path")
+    if data is not None:
+        with translated():
+            target.verify_length_and_hashes(data)
+    elif not files.has_target(target.path, target.hashes["sha256"]):
+        raise _bad_target(f"{target.path[:200]!r} did not come with it")
+
+
+def _check_records(name: str, role: Targets, roles: dict[str, bytes], change: Change, files: RepositoryFiles) -> None:
+    if name.startswith(SITE_ROLE_PREFIX):
+        paths = SitePaths(name.removeprefix(SITE_ROLE_PREFIX))
+        sites = Metadata[Targets].from_bytes(roles[SITES]).signed
+        (delegation,) = _delegations_of(sites, name)
+        found = site_files(paths, role)
+        contents = {path: _content(role.targets[path], change, files) for path in found.all}
+        parse_site(paths, role, delegated_keys(sites, delegation, role.version), found, contents)
+    elif name == Targets.type:
+        if CONSORTIUM_TARGET not in role.targets:
+            raise _bad_target(f"{CONSORTIUM_TARGET} is missing")
+        parse_record(ConsortiumRecord, _content(role.targets[CONSORTIUM_TARGET], change, files))
+
+
+def _delegations_of(sites: Targets, name: str) -> Iterator[DelegatedRole]:
+    if sites.delegations is not None and sites.delegations.roles is not None:
+        yield sites.delegations.roles[name]
+
+
+def _content(target: TargetFile, change: Change, files: RepositoryFiles) -> bytes:
+    data = change.targets.get(target.path)
+    return files.target(target.path, target.hashes["sha256"]) if data is None else data
+
+
+def _bad_target(what: str) -> PeerProtocolError:
+    return PeerProtocolError(
+        "authority.bad_target",
+        f"The files of this change cannot be published: {what}.",
+        next_step="Nothing was changed. Correct it, sign it again, and send it with all its files.",
+    )
