@@ -72,7 +72,7 @@ def _choose(catalog: Catalog, study: Study, dataset: str | None) -> tuple[Datase
 def _load_study(name: str, config: Path) -> Study:
     path = Path(name)
     if not path.is_file():
-        path = load_config(config).studies.directory / name / "study.json"
+        path = load_config(config).studies_directory / name / "study.json"
     try:
         with path.open("rb") as stream:
             return parse_study(stream.read(MAX_STUDY_BYTES + 1))

@@ -5,12 +5,16 @@ from __future__ import annotations
 import sys
 
 from agent.cli import data, key, study
+from agent.cli.enrol import enrol, re_enrol, unenrol
 from agent.cli.run import run, status
 from agent.core.terminal import command_line, run_command
 
 app = command_line("seh-agent", "The agent of a Secur-e-Health box.")
 app.command()(run)
 app.command()(status)
+app.command()(enrol)
+app.command("re-enrol")(re_enrol)
+app.command()(unenrol)
 app.add_typer(data.app)
 app.add_typer(key.app)
 app.add_typer(study.app)

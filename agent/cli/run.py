@@ -30,11 +30,15 @@ def status(config: ConfigOption = DEFAULT_CONFIG) -> None:
     if current is None:
         raise not_running()
     typer.echo(f"{current.link}, node {current.node_id or 'not known yet'}")
+    if current.site:
+        typer.echo(f"works for {current.site}")
     if current.answering:
         typer.echo(f"working on {current.answering}")
     if current.session_expires_s is not None:
         typer.echo(f"its key vouches for it until {utc(current.session_expires_s)}")
     if current.session_sentence:
         typer.echo(" ".join((current.session_sentence, current.session_next_step)).rstrip())
+    if current.notice:
+        typer.echo(current.notice)
     if current.trouble:
         typer.echo(f"{current.sentence}\n{current.next_step}\n[{current.trouble}]")

@@ -28,7 +28,7 @@ def resume(
     from agent.federation.studies import load_study  # noqa: PLC0415 - the same
 
     settings = load_config(config)
-    folder = load_study(settings.studies.directory, study)
+    folder = load_study(settings.studies_directory, study)
     directories = journals_of_study(settings.node.state_directory, folder.digest)
     lifted = [lift_pause(directory) for directory in directories]
     if not any(lifted):

@@ -1,12 +1,7 @@
 """The agent's configuration file (TOML): checked as a whole before anything starts.
 
     [node]
-    site = "hospital-a"
     state_directory = "/var/lib/secur-e-health"
-
-    [superlink]
-    address = "superlink.example.org:8000"
-    root_certificates = "/etc/secur-e-health/root.pem"
 
     [key]
     uri = "tpm:device:/dev/tpmrm0"
@@ -14,15 +9,27 @@
     [data]
     catalog = "/etc/secur-e-health/catalog.toml"
 
+    [network]                                          # only where the hospital has a proxy
+    proxy = "http://proxy.example.org:3128"
+
+    [vault]                                            # only where a TPM is to seal this box's secrets
+    approver = "/etc/secur-e-health/releases.pem"
+    approvals = "/var/lib/secur-e-health/approvals"
+
+A box learns all else from the consortium that it is enrolled in. A box that is never enrolled has it pinned instead:
+
+    [node]
+    site = "hospital-a"
+
+    [superlink]
+    address = "superlink.example.org:8000"
+    root_certificates = "/etc/secur-e-health/root.pem"
+
     [studies]
     directory = "/var/lib/secur-e-health/studies"
 
     [roster]
     file = "/etc/secur-e-health/roster.json"
-
-    [vault]                                            # only where a TPM is to seal this box's secrets
-    approver = "/etc/secur-e-health/releases.pem"
-    approvals = "/var/lib/secur-e-health/approvals"
 
 Relative paths start at the file's own directory.
 """
@@ -30,6 +37,7 @@ Relative paths start at the file's own directory.
 from __future__ import annotations
 
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -60,12 +68,12 @@ class NodeSection(_Section):
     """Who this box is.
 
     Args:
-        site: The hospital.
+        site: The hospital, where it is pinned here.
         state_directory: Where the agent keeps what outlives it; only it writes there.
         environment: `demo` admits what a hospital never may: software keys, unprotected updates.
     """
 
-    site: IdentifierText
+    site: IdentifierText | None = None
     state_directory: LocalPath
     environment: Literal["production", "demo"] = "production"
 
@@ -76,12 +84,35 @@ class SuperLinkSection(_Section):
     Args:
         address: `host:port`.
         root_certificates: PEM file with the only roots that its certificate may come from.
-        proxy: The hospital's HTTP proxy, where it has one; the environment's proxy variables are not used.
     """
 
     address: Address
     root_certificates: LocalPath
+
+
+class NetworkSection(_Section):
+    """The way out.
+
+    Args:
+        proxy: The hospital's HTTP proxy, where it has one; the environment's proxy variables are not used.
+    """
+
     proxy: ProxyURL | None = None
+
+
+class EnrolmentSection(_Section):
+    """How this box comes to a consortium.
+
+    Args:
+        root_digest: SHA-256 (hex) of the first root metadata of the one consortium that this box joins without a
+            person's confirmation.
+        preset: File of the image that says the same; it need not be there.
+        drop: Directory where the reader of sticks leaves what it found (`agent.enrolment.drop`).
+    """
+
+    root_digest: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    preset: LocalPath = Path("/usr/share/secur-e-health/consortium.json")
+    drop: LocalPath = Path("/run/secur-e-health/token")
 
 
 class KeySection(_Section):
@@ -170,14 +201,33 @@ class FederationSection(_Section):
     max_message_bytes: int = Field(default=256 << 20, ge=1 << 20, le=1 << 30)
 
 
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """What a box that is not enrolled is told by its configuration.
+
+    Args:
+        site: The hospital.
+        superlink: The SuperLink to join.
+        studies: Directory of the studies that this box was given.
+        roster: The pinned roster; None in demonstrations without one.
+    """
+
+    site: str
+    superlink: SuperLinkSection
+    studies: Path
+    roster: Path | None
+
+
 class AgentConfig(_Section):
     """The whole file."""
 
     node: NodeSection
-    superlink: SuperLinkSection
     key: KeySection
     data: DataSection
-    studies: StudiesSection
+    network: NetworkSection = NetworkSection()
+    enrolment: EnrolmentSection = EnrolmentSection()
+    superlink: SuperLinkSection | None = None
+    studies: StudiesSection | None = None
     roster: RosterSection | None = None
     vault: VaultSection | None = None
     training: TrainingSection = TrainingSection()
@@ -185,6 +235,7 @@ class AgentConfig(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        pinned = self.pinned
         if self.vault is not None and self.key.tpm_uri is None:
             raise ValueError("vault needs a TPM: key.uri or key.sessions_in must begin with tpm:")
         if self.node.environment == "production":
@@ -192,9 +243,30 @@ class AgentConfig(_Section):
                 raise ValueError('federation.allow_plain needs node.environment = "demo"')
             if self.key.uri.startswith("software:"):
                 raise ValueError('a software key needs node.environment = "demo"')
-            if self.roster is None:
+            if pinned is not None and pinned.roster is None:
                 raise ValueError("roster.file is missing")
         return self
+
+    @property
+    def pinned(self) -> Pinned | None:
+        """What is pinned here; None for a box that is, or will be, enrolled.
+
+        Raises:
+            ValueError: Only a part of it is; never once the file was checked.
+        """
+        parts = (self.node.site, self.superlink, self.studies)
+        if parts == (None, None, None) and self.roster is None:
+            return None
+        if self.node.site is None or self.superlink is None or self.studies is None:
+            raise ValueError("node.site, superlink and studies go together, and are left out where the box is enrolled")
+        roster = None if self.roster is None else self.roster.file
+        return Pinned(self.node.site, self.superlink, self.studies.directory, roster)
+
+    @property
+    def studies_directory(self) -> Path:
+        """Where this box's studies lie: given to it, or fetched from its consortium's repository."""
+        pinned = self.pinned
+        return self.node.state_directory / "studies" if pinned is None else pinned.studies
 
 
 def parse_config(data: bytes, *, directory: Path) -> AgentConfig:

@@ -56,8 +56,8 @@ class Repository(Protocol):
         ...
 
 
-OpenRepository = Callable[[Path, str, bytes], Repository]
-"""Opens, or founds, the repository in a directory: directory, URL, first root metadata (its digest was compared)."""
+OpenRepository = Callable[[Path, str, bytes, str], Repository]
+"""Opens, or founds, the repository in a directory: directory, URL, first root metadata, and its digest (hex)."""
 Confirm = Callable[[ConsortiumRecord, str], bool]
 """Asks the person at the box whether this is the right consortium: its record, and its fingerprint in words."""
 
@@ -214,8 +214,8 @@ class Enrolment:
                 "The registrar serves another consortium's repository than the one that the token names.",
                 next_step="Do not go on. Ask the consortium, and compare its fingerprint with the token's sheet.",
             )
-        url = f"https://{token.registrar}/repository/"
-        return self._around.open_repository(self._folder.trust(token.root_digest.hex()), url, root)
+        url, digest = f"https://{token.registrar}/repository/", token.root_digest.hex()
+        return self._around.open_repository(self._folder.trust(digest), url, root, digest)
 
     def _refreshed(self, repository: Repository) -> TrustSnapshot:
         self._tell(Step.CONSORTIUM, "The consortium's signed records are fetched and verified.")

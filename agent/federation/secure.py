@@ -24,7 +24,7 @@ from agent.secagg.codec import Contribution
 from agent.secagg.messages import parse_advertise_request
 from agent.secagg.node import AcceptedRound, NodeIdentity, NodeSession
 from agent.trust.metrics import Moments, moments_layout, training_layout
-from agent.trust.peers import PinnedPeers
+from agent.trust.peers import Peers
 from agent.trust.terms import aggregation_terms, check_privacy, least_evidence
 
 MAX_CONFIGURATION_BYTES = 1 << 20
@@ -77,7 +77,7 @@ class SecureSettings:
 
     site: str
     state: Path
-    peers: PinnedPeers
+    peers: Peers
     coordinator: ec.EllipticCurvePublicKey
     session: SessionSource = field(repr=False)
     stopping: Callable[[], bool] = field(repr=False)

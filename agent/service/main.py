@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,23 +16,29 @@ import structlog
 
 from agent.core.clock import Clock, SystemClock
 from agent.core.config import AgentConfig, load_config
-from agent.core.errors import HardwareError, SoftwareError
+from agent.core.errors import HardwareError, OperatorError, SecureHealthError, SoftwareError
 from agent.core.logging import configure_logging
+from agent.enrolment.record import EnrolmentFolder, EnrolmentRecord, other_key
 from agent.federation.journal import JOURNAL_PURPOSE
 from agent.federation.studies import OpenWorker
-from agent.identity.key import HardwareKey, open_key
+from agent.identity.key import HardwareKey, init_key, open_key
 from agent.identity.link import link_key
 from agent.identity.session import RenewalPolicy, SessionKeeper, SessionState
 from agent.identity.vault import Vault
+from agent.service.affiliation import Affiliation, check_single, enrolled_affiliation, pinned_affiliation
 from agent.service.control import ControlDesk, ControlSocket
+from agent.service.enrolling import ENROL_HERE, Bearings, Enroller, judge_stick
 from agent.service.safekeeping import load_vault
 from agent.service.state import AgentStatus, StatusBoard, locked_state, store_status
+from agent.service.trust import TrustNews
 from agent.service.watchdog import ServiceManager
 from agent.service.wiring import Agent, session_keeper, wire_agent, worker_opener
 
 LEAVE_LIMIT_S = 3.5
 """How long the loop may take to say goodbye; whatever it still waits for then is left behind."""
 KEY_RETRY_S = 1.0
+TRUST_RETRY_S = 5.0
+ENROLMENT_TICK_S = 0.25
 TICK_S = 1.0
 """A key that was pulled out vouches again within two seconds of its return."""
 
@@ -105,87 +111,203 @@ def run_agent(
     signals, manager = StopSignals(), ServiceManager(os.environ)
     with signals.installed(), locked_state(config.node.state_directory):
         store_status(config.node.state_directory, AgentStatus("starting"))  # the last process may have been killed
-        secrets, clock = _wait_for_secrets(config, signals, manager), SystemClock()
-        if secrets is not None:
-            keeper = session_keeper(config, secrets.key, clock, renewal=renewal)
-            _serve(config, secrets, clock, keeper, opener(config), signals, manager)
+        life = _Life(config, SystemClock(), signals, manager, opener(config), renewal)
+        while not signals.stop.is_set():
+            life.live()
         manager.stopping()
         store_status(config.node.state_directory, AgentStatus("stopped"))
     return 0
 
 
-def _wait_for_secrets(config: AgentConfig, signals: StopSignals, manager: ServiceManager) -> BoxSecrets | None:
-    """Open vault and key, waiting for hardware that is not there yet; None when told to stop first.
+@dataclass(frozen=True, slots=True)
+class _Life:
+    """One process: it waits for its key, then for a consortium, then serves; and again, where one of them changed.
 
-    Raises:
-        HardwareError: The disk is another box's: no waiting helps.
+    Args:
+        config: The box's.
+        clock: The service's.
+        signals: Tell it to stop.
+        manager: The service manager.
+        open_worker: Starts a training worker.
+        renewal: How long the box's key vouches at a time; by its kind when None.
     """
-    reported = ""
-    while not signals.stop.is_set():
+
+    config: AgentConfig
+    clock: Clock
+    signals: StopSignals
+    manager: ServiceManager
+    open_worker: OpenWorker
+    renewal: RenewalPolicy | None
+
+    def live(self) -> None:
+        """Do the next of these; returns when it is over, or when told to stop."""
+        record = self._folder.load_record()
+        check_single(self.config, record)
+        secrets = self._wait_for_secrets(make_key=record is None and self.config.pinned is None)
+        if secrets is None:
+            return
+        if self.config.pinned is not None:
+            self._serve(secrets, pinned_affiliation(self.config, self.config.pinned, secrets.key, self.clock))
+        elif record is None:
+            self._wait_for_enrolment(secrets)
+        elif record.key_id != secrets.key.key_id:
+            self._wait(other_key(record))
+        else:
+            self._serve_enrolled(secrets, record)
+
+    @property
+    def _folder(self) -> EnrolmentFolder:
+        return EnrolmentFolder.of(self.config.node.state_directory)
+
+    def _publish(self, status: AgentStatus) -> None:
+        store_status(self.config.node.state_directory, status)
+        self.manager.status(status.line)
+
+    def _wait_for_secrets(self, *, make_key: bool) -> BoxSecrets | None:
+        """Open vault and key, waiting for hardware that is not there yet; None when told to stop first.
+
+        Args:
+            make_key: Whether a key may be made where there is none: no hospital knows this box yet.
+
+        Raises:
+            HardwareError: The disk is another box's: no waiting helps.
+        """
+        reported = ""
+        while not self.signals.stop.is_set():
+            try:
+                # The vault first: a disk in another box is told from a box whose key was never made.
+                vault = load_vault(self.config)
+                return BoxSecrets((init_key if make_key else open_key)(self.config.key.uri), vault)
+            except (HardwareError, OperatorError) as error:
+                waits = isinstance(error, HardwareError) or (make_key and error.code == "identity.person_needed")
+                if not waits or error.code == "identity.sealed_elsewhere":
+                    raise
+                if reported != error.code:
+                    log.warning("key_missing", error=error)
+                reported = error.code
+                self.manager.status(f"waiting for the key: {error.sentence}")
+                self.manager.wait_longer(10 * KEY_RETRY_S)
+                next_step = ENROL_HERE if isinstance(error, OperatorError) else error.next_step
+                waiting = AgentStatus("waiting", None, "", error.code, error.sentence, next_step)
+                store_status(self.config.node.state_directory, waiting)
+                self.signals.wait(KEY_RETRY_S)
+        return None
+
+    def _wait(self, error: SecureHealthError) -> None:
+        """Say what is wrong, and give it a moment to be put right."""
+        self._publish(AgentStatus("waiting", None, "", error.code, error.sentence, error.next_step))
+        self.manager.ready()
+        self.manager.alive()
+        self.signals.wait(TRUST_RETRY_S)
+
+    def _wait_for_enrolment(self, secrets: BoxSecrets) -> None:
+        def publish(bearings: Bearings) -> None:
+            words = (bearings.code, bearings.sentence, bearings.next_step)
+            self._publish(AgentStatus(bearings.link, None, "", *words))
+
+        publish(Bearings())
+        self.manager.ready()
+        log.info("waiting_for_enrolment", key=secrets.key.kind.value)
+        with Enroller(self.config, secrets.key, secrets.vault, self.clock, publish) as enroller:
+            enroller.resume()
+            while self._folder.load_record() is None and not self.signals.wait(ENROLMENT_TICK_S):
+                enroller.look()
+                self.manager.alive()
+
+    def _serve_enrolled(self, secrets: BoxSecrets, record: EnrolmentRecord) -> None:
+        home = _Home(self.config, record)
+        with ExitStack() as stack:
+            try:
+                affiliation = stack.enter_context(enrolled_affiliation(self.config, record, self.clock, home.note))
+            except SecureHealthError as error:
+                log.warning("trust_missing", error=error)
+                self._wait(error)
+                return
+            self._serve(secrets, affiliation, home)
+
+    def _serve(self, secrets: BoxSecrets, affiliation: Affiliation, home: _Home | None = None) -> None:
+        keeper = session_keeper(self.config, affiliation, secrets.key, self.clock, renewal=self.renewal)
+        board = StatusBoard(self._publish, site=affiliation.site)
+        stop = threading.Event()
+        agent = wire_agent(
+            self.config,
+            affiliation,
+            link_key(secrets.key, secrets.vault),
+            self.clock,
+            keeper=keeper,
+            journal_key=secrets.vault.key_for(JOURNAL_PURPOSE),
+            stop=stop,
+            open_worker=self.open_worker,
+            on_change=board.note_node,
+        )
+        _tend_session(keeper, board)
+        loop = threading.Thread(target=agent.node.run, name="node", daemon=True)
+        loop.start()
+        desk = ControlDesk(keeper, board.current)
         try:
-            # The vault first: a disk in another box is told from a box whose key was never made.
-            vault = load_vault(config)
-            return BoxSecrets(open_key(config.key.uri), vault)
-        except HardwareError as error:
-            if error.code == "identity.sealed_elsewhere":
-                raise
-            if reported != error.code:
-                log.warning("key_missing", error=error)
-            reported = error.code
-            manager.status(f"waiting for the key: {error.sentence}")
-            manager.wait_longer(10 * KEY_RETRY_S)
-            waiting = AgentStatus("waiting", None, "", error.code, error.sentence, error.next_step)
-            store_status(config.node.state_directory, waiting)
-            signals.wait(KEY_RETRY_S)
-    return None
+            with ControlSocket(self.config.node.state_directory, desk.answer, self.clock):
+                self.manager.ready()
+                log.info(
+                    "agent_ready",
+                    site=affiliation.site,
+                    superlink=affiliation.superlink,
+                    key=secrets.key.kind.value,
+                    sealed=secrets.vault.sealed,
+                )
+                for _ in self._ticks(agent, loop):
+                    _tend_session(keeper, board)
+                    if affiliation.moved.is_set() or (home is not None and not home.tend(board)):
+                        log.info("agent_rewired")
+                        break
+        finally:
+            stop.set()
+            if self.signals.stop.is_set():
+                self.manager.stopping()
+            agent.rounds.close()
+            loop.join(LEAVE_LIMIT_S)
+            agent.fleet.close()
+        log.info("agent_stopped", clean=not loop.is_alive())
+
+    def _ticks(self, agent: Agent, loop: threading.Thread) -> Iterator[None]:
+        """Until the end, once a second, telling the service manager that we live while we do."""
+        tick_s = min(TICK_S, (self.manager.watchdog_s or 3 * TICK_S) / 3)
+        while not self.signals.wait(tick_s):
+            if not loop.is_alive():
+                raise SoftwareError(
+                    "service.loop_ended",
+                    "The message loop ended by itself.",
+                    next_step="Report it with the log; the service manager starts the agent again.",
+                )
+            yield
+            if agent.node.is_turning():
+                self.manager.alive()
 
 
-def _serve(
-    config: AgentConfig,
-    secrets: BoxSecrets,
-    clock: Clock,
-    keeper: SessionKeeper | None,
-    open_worker: OpenWorker,
-    signals: StopSignals,
-    manager: ServiceManager,
-) -> None:
-    def publish(status: AgentStatus) -> None:
-        store_status(config.node.state_directory, status)
-        manager.status(status.line)
+@dataclass(slots=True)
+class _Home:
+    """What an enrolled box watches beside its work.
 
-    board = StatusBoard(publish)
-    agent = wire_agent(
-        config,
-        link_key(secrets.key, secrets.vault),
-        clock,
-        keeper=keeper,
-        journal_key=secrets.vault.key_for(JOURNAL_PURPOSE),
-        stop=signals.stop,
-        open_worker=open_worker,
-        on_change=board.note_node,
-    )
-    _tend_session(keeper, board)
-    loop = threading.Thread(target=agent.node.run, name="node", daemon=True)
-    loop.start()
-    desk = ControlDesk(keeper, board.current)
-    try:
-        with ControlSocket(config.node.state_directory, desk.answer, clock):
-            manager.ready()
-            log.info(
-                "agent_ready",
-                site=config.node.site,
-                superlink=config.superlink.address,
-                key=secrets.key.kind.value,
-                sealed=secrets.vault.sealed,
-            )
-            _watch(agent, loop, signals, manager, tend=lambda: _tend_session(keeper, board))
-    finally:
-        signals.stop.set()
-        manager.stopping()
-        agent.rounds.close()
-        loop.join(LEAVE_LIMIT_S)
-        agent.fleet.close()
-    log.info("agent_stopped", clean=not loop.is_alive())
+    Args:
+        config: The box's.
+        record: Where it was enrolled when the agent was wired.
+        trust: What is wrong with the repository.
+    """
+
+    config: AgentConfig
+    record: EnrolmentRecord
+    trust: str = ""
+
+    def note(self, news: TrustNews) -> None:
+        """The repository's news, from another thread."""
+        self.trust = f"{news.sentence} {news.next_step}".strip()
+
+    def tend(self, board: StatusBoard) -> bool:
+        """Look at repository, stick and record; returns whether the box is still enrolled as it was."""
+        board.note_notice("trust", self.trust)
+        stick = judge_stick(self.config, self.record)
+        if stick:
+            board.note_notice("stick", stick)
+        return EnrolmentFolder.of(self.config.node.state_directory).load_record() == self.record
 
 
 def _tend_session(keeper: SessionKeeper | None, board: StatusBoard) -> None:
@@ -195,20 +317,3 @@ def _tend_session(keeper: SessionKeeper | None, board: StatusBoard) -> None:
     status = keeper.tick()
     if board.note_session(status) and status.state is SessionState.NEEDS_PERSON:
         log.warning("session_needs_person", sentence=status.sentence, next_step=status.next_step)
-
-
-def _watch(
-    agent: Agent, loop: threading.Thread, signals: StopSignals, manager: ServiceManager, *, tend: Callable[[], None]
-) -> None:
-    """Wait for the end, tending the session and telling the service manager that we live while we do."""
-    tick_s = min(TICK_S, (manager.watchdog_s or 3 * TICK_S) / 3)
-    while not signals.wait(tick_s):
-        if not loop.is_alive():
-            raise SoftwareError(
-                "service.loop_ended",
-                "The message loop ended by itself.",
-                next_step="Report it with the log; the service manager starts the agent again.",
-            )
-        tend()
-        if agent.node.is_turning():
-            manager.alive()

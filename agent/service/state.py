@@ -25,7 +25,8 @@ class AgentStatus:
     """What `seh-agent status` shows.
 
     Args:
-        link: `joining`, `online`, `lost`, `stopped`; `waiting` before the key was found.
+        link: `joining`, `online`, `lost`, `stopped`; `waiting` before the key was found; `waiting for enrolment` and
+            `enrolling` before the box belongs to a consortium.
         node_id: The node's name at the SuperLink, once known.
         answering: Study, stage and round in work; empty when idle.
         trouble: Code of the last failure, empty when all is well.
@@ -35,6 +36,8 @@ class AgentStatus:
         session_expires_s: Until when, in seconds since 1970.
         session_sentence: What is wrong with that, empty when nothing.
         session_next_step: What a person should do about it.
+        site: The hospital that the box works for; empty before it belongs to one.
+        notice: What else a person should know, one sentence a line.
     """
 
     link: str
@@ -47,6 +50,8 @@ class AgentStatus:
     session_expires_s: int | None = None
     session_sentence: str = ""
     session_next_step: str = ""
+    site: str = ""
+    notice: str = ""
 
     @property
     def needs_person(self) -> bool:
@@ -84,23 +89,34 @@ class StatusBoard:
 
     Args:
         publish: Told of every change.
+        site: The hospital that the box works for.
     """
 
-    def __init__(self, publish: Callable[[AgentStatus], None]) -> None:
+    def __init__(self, publish: Callable[[AgentStatus], None], *, site: str = "") -> None:
         self._publish = publish
+        self._site = site
+        self._notices: dict[str, str] = {}
         self._lock = threading.Lock()
         self._node = NodeStatus(Link.JOINING)
         self._session: SessionStatus | None = None
 
     def current(self) -> AgentStatus:
         """How the agent does."""
-        return status_of(self._node, self._session)
+        notice = "\n".join(text for text in self._notices.values() if text)
+        return replace(status_of(self._node, self._session), site=self._site, notice=notice)
 
     def note_node(self, node: NodeStatus) -> None:
         """The loop's news."""
         with self._lock:
             self._node = node
             self._publish(self.current())
+
+    def note_notice(self, topic: str, text: str) -> None:
+        """What a person should know about one topic; empty where nothing."""
+        with self._lock:
+            if self._notices.get(topic, "") != text:
+                self._notices = {**self._notices, topic: text}
+                self._publish(self.current())
 
     def note_session(self, session: SessionStatus) -> bool:
         """The session keeper's news; returns whether anything changed."""

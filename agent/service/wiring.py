@@ -25,10 +25,8 @@ from agent.federation.studies import OpenWorker, StudyShelf, Worker
 from agent.identity.key import HardwareKey
 from agent.identity.link import link_key, opens_by_itself
 from agent.identity.session import RenewalPolicy, SessionKeeper, Subject
+from agent.service.affiliation import Affiliation
 from agent.service.safekeeping import load_vault, session_keys
-from agent.trust.counters import COUNTERS_FILE_NAME, CounterStore
-from agent.trust.peers import PinnedPeers, consortium_digest, node_name
-from agent.trust.roster import load_roster
 from agent.trust.study import Study
 
 
@@ -49,6 +47,7 @@ class Agent:
 
 def wire_agent(
     config: AgentConfig,
+    affiliation: Affiliation,
     key: NodeKey,
     clock: Clock,
     *,
@@ -62,6 +61,7 @@ def wire_agent(
 
     Args:
         config: The configuration.
+        affiliation: Where the box belongs.
         key: Signs for this node at the SuperLink.
         clock: The service's.
         keeper: Holds the session key; None without a roster, where only unprotected demonstrations run.
@@ -75,25 +75,23 @@ def wire_agent(
     """
     dice = random.Random()  # noqa: S311 - jitter, no secret
     endpoint = SuperLinkEndpoint(
-        config.superlink.address,
-        config.superlink.root_certificates,
-        proxy=config.superlink.proxy,
+        affiliation.superlink,
+        affiliation.root_certificates,
+        proxy=config.network.proxy,
         max_frame_bytes=config.federation.max_message_bytes,
     )
     fleet = Fleet(endpoint, key, clock, stop=stop, dice=dice)
     shelf = StudyShelf(
-        config.studies.directory, config.data.catalog, site=config.node.site, open_worker=open_worker, clock=clock
+        affiliation.studies, config.data.catalog, site=affiliation.site, open_worker=open_worker, clock=clock
     )
-    plain_allowed = config.node.environment == "demo" and config.federation.allow_plain
+    plain_allowed = affiliation.allows_plain and config.federation.allow_plain
     handlers: dict[Stage, StageHandler] = {
         Stage.OPEN: OpenHandler(),
         Stage.PLAIN: PlainHandler(allowed=plain_allowed),
-        **_secure_handlers(config, clock, keeper, stop, journal_key),
+        **_secure_handlers(config, affiliation, keeper, stop, journal_key),
     }
     rounds = Rounds(shelf, handlers)
-    memory = MembershipStore(
-        config.node.state_directory / "fleet", config.superlink.address, fleet.signed.public_key_pem
-    )
+    memory = MembershipStore(config.node.state_directory / "fleet", affiliation.superlink, fleet.signed.public_key_pem)
     settings = NodeSettings(config.federation.fast_poll_s, config.federation.idle_poll_s)
     node = Node(fleet, rounds, memory, clock, stop=stop, dice=dice, settings=settings, on_change=on_change)
     return Agent(node, rounds, fleet)
@@ -113,47 +111,54 @@ def link_of(config: AgentConfig, key: HardwareKey) -> ec.EllipticCurvePublicKey:
 
 
 def session_keeper(
-    config: AgentConfig, key: HardwareKey, clock: Clock, *, renewal: RenewalPolicy | None = None
+    config: AgentConfig,
+    affiliation: Affiliation,
+    key: HardwareKey,
+    clock: Clock,
+    *,
+    renewal: RenewalPolicy | None = None,
 ) -> SessionKeeper | None:
-    """What keeps this box's session key; None where the configuration names no roster with a coordinator.
+    """What keeps this box's session key; None where it has no company to show it to.
 
     Args:
         config: The configuration.
+        affiliation: Where the box belongs.
         key: The box's.
         clock: The service's.
         renewal: How long a session counts; by the key's kind when None.
 
     Raises:
-        OperatorError: The roster cannot be used, or the TPM that shall hold session keys cannot.
+        OperatorError: The TPM that shall hold session keys cannot be used.
     """
-    if config.roster is None:
+    company = affiliation.company
+    if company is None:
         return None
-    roster = load_roster(config.roster.file)
-    if roster.coordinator is None:
-        return None
-    subject = Subject(consortium_digest(roster.coordinator), config.node.site, node_name(key.key_id))
     return SessionKeeper(
         key,
-        subject,
+        Subject(company.digest, affiliation.site, company.node),
         clock=clock,
-        timestamp_version=lambda: 0,
+        timestamp_version=company.timestamp_version,
         policy=renewal,
         new_session_key=session_keys(config),
     )
 
 
 def _secure_handlers(
-    config: AgentConfig, clock: Clock, keeper: SessionKeeper | None, stop: threading.Event, journal_key: bytes
+    config: AgentConfig,
+    affiliation: Affiliation,
+    keeper: SessionKeeper | None,
+    stop: threading.Event,
+    journal_key: bytes,
 ) -> dict[Stage, StageHandler]:
-    """Secure aggregation, where a roster is pinned."""
-    if keeper is None or config.roster is None:
+    """Secure aggregation, where there is company for it."""
+    company = affiliation.company
+    if keeper is None or company is None:
         return {}
-    roster = load_roster(config.roster.file)
     settings = SecureSettings(
-        site=config.node.site,
+        site=affiliation.site,
         state=config.node.state_directory,
-        peers=PinnedPeers(roster, clock, CounterStore(config.node.state_directory / COUNTERS_FILE_NAME)),
-        coordinator=roster.coordinator_key(),
+        peers=company.peers,
+        coordinator=company.coordinator,
         session=keeper.current,
         stopping=stop.is_set,
         journal_key=journal_key,

@@ -35,7 +35,9 @@ def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
     (tmp_path / "agent.toml").write_text(COMPLETE)
     config = load_config(tmp_path / "agent.toml")
     assert config.node.state_directory == tmp_path / "state"
-    assert config.superlink.root_certificates == tmp_path / "root.pem"
+    assert config.pinned is not None
+    assert config.pinned.superlink.root_certificates == tmp_path / "root.pem"
+    assert config.studies_directory == tmp_path / "studies"
     assert config.data.catalog == Path("/etc/catalog.toml")
     assert config.federation.allow_plain is False
 
@@ -51,6 +53,10 @@ def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
         (_change("[data]", "[federation]\nidle_poll_s = nan\n[data]"), "federation.idle_poll_s"),
         (_change('uri = "software:key.pem"', 'uri = "software:key.pem"\nsessions_in = "piv:"'), "key.sessions_in"),
         (_change("[data]", "[vault]\napprover = 'a'\napprovals = 'b'\n[data]"), "vault needs a TPM"),
+        (_change('site = "hospital-a"', ""), "go together"),
+        (_change('[studies]\ndirectory = "studies"', ""), "go together"),
+        (_change("[superlink]", "[other]"), "other"),
+        (_change("[data]", "[enrolment]\nroot_digest = 'short'\n[data]"), "enrolment.root_digest"),
         (b"[node", "table declaration"),
         (b"\xff", "utf-8"),
     ],
@@ -84,6 +90,15 @@ def test_a_vault_is_sealed_to_the_tpm_that_the_box_uses(key: str, tmp_path: Path
     assert config.key.tpm_uri == "tpm:"
     assert config.vault is not None
     assert (config.vault.approver, config.vault.approvals) == (tmp_path / "a.pem", tmp_path / "b")
+
+
+def test_a_box_that_is_enrolled_needs_three_lines(tmp_path: Path) -> None:
+    text = '[node]\nstate_directory = "state"\n[key]\nuri = "tpm:"\n[data]\ncatalog = "catalog.toml"\n'
+    config = parse_config(text.encode(), directory=tmp_path)
+    assert config.pinned is None
+    assert config.studies_directory == tmp_path / "state" / "studies"
+    with pytest.raises(OperatorError, match="go together"):
+        parse_config(f'{text}[roster]\nfile = "roster.json"\n'.encode(), directory=tmp_path)
 
 
 def test_a_missing_or_huge_file_is_said_plainly(tmp_path: Path) -> None:

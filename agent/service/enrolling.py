@@ -1,0 +1,248 @@
+"""Enrolment on this box: how its parts are joined, and the agent that enrols by itself when a stick is put in."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Final, Self
+
+import structlog
+from cryptography.hazmat.primitives.asymmetric import ec
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from agent.core.clock import Clock
+from agent.core.config import AgentConfig
+from agent.core.errors import OperatorError, SecureHealthError
+from agent.core.validation import explain_invalid
+from agent.enrolment.client import Confirm, Enrolment, Surroundings, nobody_confirms
+from agent.enrolment.conversation import Box
+from agent.enrolment.drop import take_reading
+from agent.enrolment.line import EnrolmentStoppedError, Patience, Wait
+from agent.enrolment.progress import Progress, Tell
+from agent.enrolment.record import EnrolmentFolder, EnrolmentRecord, check_may_enrol
+from agent.identity.key import HardwareKey
+from agent.identity.link import link_key
+from agent.identity.vault import Vault
+from agent.service.trust import found_repository
+from agent.trust.token import parse_token
+
+MAX_PRESET_BYTES: Final = 1 << 14
+STOP_LIMIT_S: Final = 2.0
+HOW_TO_ENROL: Final = "Put the consortium's stick in, or run `seh-agent enrol` with its code."
+ENROL_HERE: Final = (
+    "Run `seh-agent enrol` at the box, with the consortium's stick or code: this box's key needs a person."
+)
+
+log = structlog.get_logger()
+
+
+class _Preset(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    root_digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def preset_root(config: AgentConfig) -> str:
+    """Root digest (hex) of the one consortium that this box joins without a person's word; empty where none is set.
+
+    Raises:
+        OperatorError: The image's file cannot be used (`config.bad_preset`).
+    """
+    if config.enrolment.root_digest is not None:
+        return config.enrolment.root_digest
+    path = config.enrolment.preset
+    try:
+        with path.open("rb") as stream:
+            return _Preset.model_validate_json(stream.read(MAX_PRESET_BYTES)).root_digest
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise _bad_preset(path, error.strerror or "it cannot be read") from error
+    except ValidationError as error:
+        raise _bad_preset(path, explain_invalid(error, whole="file")) from error
+
+
+def make_enrolment(
+    config: AgentConfig,
+    key: HardwareKey,
+    link: ec.EllipticCurvePublicKey,
+    clock: Clock,
+    *,
+    wait: Wait,
+    tell: Tell,
+    confirm: Confirm = nobody_confirms,
+) -> Enrolment:
+    """Join the parts of an enrolment.
+
+    Args:
+        config: The box's.
+        key: Its key, opened with whoever stands there.
+        link: What it authenticates with at the SuperLink.
+        clock: The process's.
+        wait: Waits so many seconds; returns whether to stop.
+        tell: Told how far it is.
+        confirm: Asked whether a consortium that is not the preset one is right.
+    """
+    proxy = config.network.proxy
+    around = Surroundings(
+        folder=EnrolmentFolder.of(config.node.state_directory),
+        open_repository=lambda directory, url, root, digest: found_repository(
+            directory, url, root, digest, clock, proxy=proxy
+        ),
+        clock=clock,
+        patience=Patience(wait, tell, random.Random()),  # noqa: S311 - jitter, no secret
+        tell=tell,
+        confirm=confirm,
+        preset=preset_root(config),
+        proxy=proxy,
+    )
+    return Enrolment(Box(key, link), around)
+
+
+@dataclass(frozen=True, slots=True)
+class Bearings:
+    """How a box stands that is not enrolled yet.
+
+    Args:
+        link: `waiting for enrolment`, or `enrolling`.
+        sentence: What happens, or why nothing does.
+        next_step: What to do.
+        code: Of what is in the way.
+    """
+
+    link: str = "waiting for enrolment"
+    sentence: str = "This box is not enrolled."
+    next_step: str = HOW_TO_ENROL
+    code: str = "enrolment.not_enrolled"
+
+
+class Enroller:
+    """Enrols the box from the agent, in a thread of its own, one token at a time.
+
+    Args:
+        config: The box's.
+        key: Its key; nobody is there to enter a PIN.
+        vault: Its secrets.
+        clock: The service's.
+        on_change: Told how it goes, also from the enroller's thread.
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        key: HardwareKey,
+        vault: Vault,
+        clock: Clock,
+        on_change: Callable[[Bearings], None],
+    ) -> None:
+        self._config = config
+        self._stop = threading.Event()
+        self._on_change = on_change
+        link = link_key(key, vault).public_key()
+        self._enrolment = make_enrolment(config, key, link, clock, wait=self._stop.wait, tell=self._tell)
+        self._thread: threading.Thread | None = None
+
+    def look(self) -> None:
+        """See whether a stick was put in."""
+        try:
+            reading = take_reading(self._config.enrolment.drop)
+        except SecureHealthError as error:
+            self._fail(error)
+            return
+        if reading is None:
+            return
+        if reading.code:
+            self._on_change(Bearings(sentence=reading.sentence, next_step=reading.next_step, code=reading.code))
+        elif not self._is_busy:
+            self._begin(lambda: self._enrolment.start(reading.token))
+
+    def resume(self) -> None:
+        """Go on with what a power cut broke off."""
+        self._begin(self._enrolment.resume)
+
+    @property
+    def _is_busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _begin(self, work: Callable[[], EnrolmentRecord | None]) -> None:
+        self._thread = threading.Thread(target=self._run, args=(work,), name="enrolment", daemon=True)
+        self._thread.start()
+
+    def _run(self, work: Callable[[], EnrolmentRecord | None]) -> None:
+        try:
+            work()
+        except EnrolmentStoppedError:
+            log.info("enrolment_stopped")
+        except SecureHealthError as error:
+            self._fail(error)
+        except Exception as error:
+            log.exception("enrolment_broke")
+            step = "Report it with the agent's log."
+            self._on_change(Bearings(sentence=f"The enrolment failed ({type(error).__name__}).", next_step=step))
+
+    def _tell(self, news: Progress) -> None:
+        log.info("enrolment", step=news.step.value, sentence=news.sentence, trouble=news.trouble)
+        self._on_change(Bearings("enrolling", news.sentence, news.next_step, news.trouble))
+
+    def _fail(self, error: SecureHealthError) -> None:
+        log.warning("enrolment_failed", error=error)
+        next_step = ENROL_HERE if error.code == "identity.person_needed" else error.next_step
+        self._on_change(Bearings(sentence=error.sentence, next_step=next_step, code=error.code))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(STOP_LIMIT_S)
+
+
+def judge_stick(config: AgentConfig, record: EnrolmentRecord) -> str:
+    """What a stick means that was put into an enrolled box: a sentence, or nothing where there is no stick."""
+    try:
+        reading = take_reading(config.enrolment.drop)
+        if reading is None:
+            return ""
+        if reading.code:
+            return f"{reading.sentence} {reading.next_step}"
+        check_may_enrol(record, parse_token(reading.token).token, record.key_id, replaces=False)
+    except SecureHealthError as error:
+        log.warning("token_ignored", error=error)
+        return f"{error.sentence} {error.next_step}"
+    return f"This box is enrolled already: {record.site} in {record.name}. The stick was not needed."
+
+
+def set_aside_sealed(state_directory: Path, now: str) -> Path | None:
+    """Make room for new secrets where the old ones went with a TPM; returns where what cannot be opened lies now.
+
+    The records of rounds go with them: they are protected by a secret in the vault, and a new key is a new node.
+
+    Args:
+        state_directory: The agent's.
+        now: Names the place.
+    """
+    vault = state_directory / "vault"
+    if not vault.exists():
+        return None
+    place = state_directory / f"replaced-{now}"
+    place.mkdir(mode=0o700)
+    vault.rename(place / "vault")
+    rounds = state_directory / "rounds"
+    if rounds.exists():
+        rounds.rename(place / "rounds")
+    return place
+
+
+def _bad_preset(path: Path, why: str) -> OperatorError:
+    return OperatorError(
+        "config.bad_preset",
+        f"The file that names this image's consortium, {path}, cannot be used: {why}.",
+        next_step="Install the image again, or name another file under enrolment.preset.",
+    )
