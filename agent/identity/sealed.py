@@ -1,9 +1,11 @@
 """Secrets at rest, sealed to this box's TPM and to boot states that the consortium approved.
 
 One random master key is sealed (`agent.identity.vault` derives all others from it). Stolen disks, and disks moved to
-another box, open nothing, and say so.
+another box, open nothing, and say so. On its way to the TPM and back the key is encrypted, for the wires of a chip on
+the mainboard can be listened to.
 
-Source: TCG TPM 2.0 Library Part 1, 19.7 (policies), 27.6 (sealed data); Part 3, 23.16 (PolicyAuthorize).
+Source: TCG TPM 2.0 Library Part 1, 19.6.8 (salted sessions), 19.7 (policies), 21 (parameter encryption), 27.6 (sealed
+data); Part 3, 23.16 (PolicyAuthorize).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from tpm2_pytss import ESAPI, TPM2B_PUBLIC, TPM2B_SENSITIVE_CREATE, TSS2_Exception
-from tpm2_pytss.constants import ESYS_TR, TPM2_ALG, TPM2_EO, TPM2_SE, TPMA_OBJECT
+from tpm2_pytss.constants import ESYS_TR, TPM2_ALG, TPM2_EO, TPM2_SE, TPMA_OBJECT, TPMA_SESSION
 from tpm2_pytss.types import (
     TPM2B_ECC_PARAMETER,
     TPM2B_PRIVATE,
@@ -32,6 +34,8 @@ from tpm2_pytss.types import (
     TPMT_SIGNATURE,
     TPMT_SYM_DEF,
     TPMU_SIGNATURE,
+    TPMU_SYM_KEY_BITS,
+    TPMU_SYM_MODE,
 )
 
 from agent.attestation.policy import (
@@ -117,7 +121,7 @@ def seal(device: TPMDevice, secret: bytes, approver: ec.EllipticCurvePublicKey) 
     wanted = template("keyedhash", TPMA_OBJECT.FIXEDTPM | TPMA_OBJECT.FIXEDPARENT | TPMA_OBJECT.NODA)
     wanted.publicArea.authPolicy = sealing_policy(approver)
     sensitive = TPM2B_SENSITIVE_CREATE(TPMS_SENSITIVE_CREATE(data=secret))
-    private, public = device.run(lambda esapi: esapi.create(ensure_srk(esapi), sensitive, wanted)[:2])
+    private, public = device.run(lambda esapi: _create(esapi, sensitive, wanted))
     return SealedBlob(bytes(private.marshal()), bytes(public.publicArea.marshal()), public_key_bytes(approver))
 
 
@@ -164,6 +168,14 @@ def parse_blob(data: bytes) -> SealedBlob | None:
     return SealedBlob(*value) if all(isinstance(part, bytes) for part in value) else None
 
 
+def _create(
+    esapi: ESAPI, sensitive: TPM2B_SENSITIVE_CREATE, wanted: TPM2B_PUBLIC
+) -> tuple[TPM2B_PRIVATE, TPM2B_PUBLIC]:
+    with _session(esapi, TPM2_SE.HMAC, TPMA_SESSION.DECRYPT) as session:
+        private, public, *_ = esapi.create(ensure_srk(esapi), sensitive, wanted, session1=session)
+        return private, public
+
+
 def _unseal(
     esapi: ESAPI,
     blob: SealedBlob,
@@ -172,7 +184,7 @@ def _unseal(
     counter: int | None,
 ) -> bytes:
     approval = _fitting(esapi, approvals)
-    with flushed(esapi, _load(esapi, blob)) as sealed, _policy_session(esapi) as session:
+    with flushed(esapi, _load(esapi, blob)) as sealed, _session(esapi, TPM2_SE.POLICY, TPMA_SESSION.ENCRYPT) as session:
         _satisfy(esapi, session, approval, counter)
         ticket = _approval_ticket(esapi, approval, approver)
         esapi.policy_authorize(session, approval.policy, approver_name(approver), ticket, POLICY_REF)
@@ -203,10 +215,15 @@ def _load(esapi: ESAPI, blob: SealedBlob) -> ESYS_TR:
 
 
 @contextmanager
-def _policy_session(esapi: ESAPI) -> Iterator[ESYS_TR]:
-    null = TPMT_SYM_DEF(algorithm=TPM2_ALG.NULL)
-    session = esapi.start_auth_session(ESYS_TR.NONE, ESYS_TR.NONE, TPM2_SE.POLICY, null, TPM2_ALG.SHA256)
+def _session(esapi: ESAPI, kind: TPM2_SE, protects: TPMA_SESSION) -> Iterator[ESYS_TR]:
+    """A session that encrypts a command's first parameter (`DECRYPT`, by the TPM) or its answer's (`ENCRYPT`).
+
+    Its key comes from a salt that only the storage root key opens, so that whoever listens does not learn it.
+    """
+    aes = TPMT_SYM_DEF(algorithm=TPM2_ALG.AES, keyBits=TPMU_SYM_KEY_BITS(sym=128), mode=TPMU_SYM_MODE(sym=TPM2_ALG.CFB))
+    session = esapi.start_auth_session(ensure_srk(esapi), ESYS_TR.NONE, kind, aes, TPM2_ALG.SHA256)
     with flushed(esapi, session):
+        esapi.trsess_set_attributes(session, TPMA_SESSION.CONTINUESESSION | protects)
         yield session
 
 
