@@ -21,7 +21,7 @@ from agent.statements.roots import EvidenceClass, public_key_bytes
 from agent.trust.counters import CounterStore
 from agent.trust.roster import Roster
 from agent.trust.snapshot import TrustSnapshot, TrustSource
-from agent.trust.tuf_faults import expired
+from agent.trust.tuf_faults import check_not_expired
 
 NODE_NAME_CHARACTERS = 16
 REFRESH_PAUSE_S: Final = 2
@@ -163,8 +163,7 @@ class RepositoryPeers:
         record = snapshot.sites.get(site)
         if record is None:
             raise _left_out(snapshot.set_aside.get(site, f"The consortium's trust repository has no {site}."))
-        if record.expires_s <= now_s:
-            raise expired(f"what {site} signed")
+        check_not_expired(f"what {site} signed", record.expires_s, now_s)
         session = verify_session(certificate, snapshot.view(self._minimum, site=site), now_s=now_s)
         speaker = snapshot.speaker(site, self._minimum)
         if speaker is None or speaker.root.key_id != session.record.root.key_id:

@@ -9,6 +9,7 @@ that speaks for another hospital ends the reading: the state known before stays 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -16,7 +17,8 @@ from typing import Final, Protocol
 from tuf.api.metadata import DelegatedRole, MetaFile, TargetFile, Targets
 
 from agent.core.errors import PeerProtocolError
-from agent.core.ids import SiteID
+from agent.core.ids import IDENTIFIER_PATTERN, SiteID
+from agent.statements.roots import key_id
 from agent.trust.delegations import (
     RELEASES,
     SITES,
@@ -34,10 +36,17 @@ from agent.trust.delegations import (
     verify_role,
 )
 from agent.trust.pins import Moment, Pins, SitePin, check_not_older
-from agent.trust.records import CONSORTIUM_TARGET, MAX_RECORD_BYTES, ConsortiumRecord, SitePaths, parse_record
+from agent.trust.records import (
+    CONSORTIUM_TARGET,
+    MAX_RECORD_BYTES,
+    ConsortiumRecord,
+    SitePaths,
+    parse_public_pem,
+    parse_record,
+)
 from agent.trust.site_records import parse_site, site_files
 from agent.trust.snapshot import SiteRecord, TrustSnapshot
-from agent.trust.tuf_faults import bad_repository, expired
+from agent.trust.tuf_faults import bad_repository, check_not_expired
 
 MAX_MISSED_VERSIONS: Final = 256
 """How many versions of a hospital's metadata a box that was away looks through for a change of its keys."""
@@ -167,8 +176,6 @@ class _Reader:
             role = verify_role(sites, paths.role, data, self._top.listing(paths.role)).signed
             pin = self._follow_keys(site, delegated_keys(sites, delegation, role.version), data)
             check_no_delegates(paths.role, role)
-            if expiry_s(role) <= self._now_s:
-                raise expired(f"what {site} signed")
             records = site_files(paths, role)
         except PeerProtocolError as error:
             return error.sentence
@@ -178,6 +185,8 @@ class _Reader:
         # Outside of `try`: a file that is not the one listed is nothing that the hospital did.
         contents = {path: self._files.target(role.targets[path]) for path in records.all}
         try:
+            # Last, so that all is kept of a hospital that only the present decides about.
+            check_not_expired(f"what {site} signed", expiry_s(role), self._now_s)
             return parse_site(paths, role, pin, records, contents)
         except PeerProtocolError as error:
             return error.sentence
@@ -194,7 +203,7 @@ class _Reader:
             first = max(pin.version, delegated.version - MAX_MISSED_VERSIONS)
             older = [self._files.older_role(SitePaths(site).role, number) for number in range(first, delegated.version)]
             if not follow_keys(pin, [known for known in (*older, data) if known]).has_keys_of(delegated):
-                raise _swapped_keys(site)
+                raise _swapped_keys(site, delegated)
         return delegated
 
     def _role(self, delegator: Targets, name: str) -> Targets:
@@ -222,14 +231,21 @@ class _Reader:
     def _study_ids(self) -> Iterator[str]:
         for path in self._targets:
             parts = path.split("/")
-            if len(parts) == 3 and parts[0] == STUDIES and parts[2] == _STUDY:
+            # Names of directories, later: nothing but an identifier is a study.
+            if (
+                len(parts) == 3
+                and (parts[0], parts[2]) == (STUDIES, _STUDY)
+                and re.fullmatch(IDENTIFIER_PATTERN, parts[1])
+            ):
                 yield parts[1]
 
 
-def _swapped_keys(site: SiteID) -> PeerProtocolError:
+def _swapped_keys(site: SiteID, named: SitePin) -> PeerProtocolError:
+    keys = ", ".join(key_id(parse_public_pem(pem)) for pem in named.keys)
     return PeerProtocolError(
         "trust.swapped_keys",
-        f"The consortium names other keys for {site} than this box knows, and {site} did not say so with its old ones.",
+        f"The consortium names other keys for {site} than this box knows ({keys}), and {site} did not say so with its "
+        "old ones.",
         next_step=f"The boxes of {site} are left out. Ask {site} by another way whether it changed its keys.",
         site=site,
     )

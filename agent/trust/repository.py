@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from pathlib import Path
@@ -15,25 +16,32 @@ from types import TracebackType
 from typing import Final, Self
 
 from tuf.api.exceptions import DownloadHTTPError
-from tuf.api.metadata import MetaFile, TargetFile
+from tuf.api.metadata import Metadata, MetaFile, TargetFile, Targets
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from agent.core.clock import Clock
 from agent.core.errors import NetworkError, OperatorError, PeerProtocolError
+from agent.core.ids import SiteID
+from agent.statements.roots import key_id
 from agent.trust.delegations import (
     MAX_ROLE_BYTES,
     MAX_ROOT_BYTES,
     MAX_SNAPSHOT_BYTES,
     MAX_TIMESTAMP_BYTES,
+    SITES,
     TopLevel,
+    delegated_keys,
+    delegated_sites,
     verify_roots,
     verify_top_level,
 )
+from agent.trust.pins import SitePin
 from agent.trust.reading import Reading, read_repository
+from agent.trust.records import parse_public_pem
 from agent.trust.snapshot import TrustSnapshot
 from agent.trust.store import StoredState, TrustStore, pin_root
 from agent.trust.study import MAX_MODEL_BYTES
-from agent.trust.tuf_faults import bad_repository, expired, translated
+from agent.trust.tuf_faults import bad_repository, check_not_expired, translated
 
 REFRESH_LIMIT_S: Final = 300.0
 """How long one refresh may take in all, however many files there are."""
@@ -162,8 +170,7 @@ class TrustRepository:
             top = verify_top_level(state.roots, state.timestamp, state.snapshot, state.targets)
             now_s = self._present_s(top)
             reading = read_repository(top, files, pins, root_digest=self._root_digest, now_s=now_s)
-            if not reading.snapshot.is_current(now_s):
-                raise expired("a role of the consortium itself")
+            check_not_expired("a role of the consortium itself", reading.snapshot.expires_s, now_s)
             state = replace(state, roles=files.roles, records=files.records, pins=reading.pins)
             if state != self._state:
                 self._store.keep(state)
@@ -198,6 +205,30 @@ class TrustRepository:
         """
         target = self._known().targets.get(path)
         return None if target is None else _sha256(target)
+
+    def accept_site_keys(self, site: SiteID, key_ids: Collection[str]) -> None:
+        """Pin other keys for a hospital that lost its old ones; they count from the next refresh on.
+
+        Args:
+            site: The hospital.
+            key_ids: SHA-256 (hex) of each key's SubjectPublicKeyInfo, as a person here had them confirmed by that
+                hospital itself, by another way than the repository.
+
+        Raises:
+            OperatorError: The consortium names other keys for it (`trust.other_site_keys`), or nothing is known yet.
+            HardwareError: The disk does not take it.
+        """
+        with self._lock:
+            if self._state is None:
+                raise _nothing_yet()
+            pin = _named_keys(self._state, site)
+            if pin is None or {key_id(parse_public_pem(pem)) for pem in pin.keys} != set(key_ids):
+                raise OperatorError(
+                    "trust.other_site_keys",
+                    f"The consortium does not name these keys for {site}.",
+                    next_step=f"Nothing was changed. Ask {site} and the consortium's operator which keys are right.",
+                )
+            self._store.keep_pins(self._store.load_pins().with_site(site, pin))
 
     def _known(self) -> Reading:
         if self._reading is None:
@@ -312,6 +343,13 @@ def _download(fetcher: FetcherInterface, url: str, target: TargetFile) -> bytes:
         data = fetcher.download_bytes(f"{url}{folder}{slash}{_sha256(target)}.{name}", target.length)
         target.verify_length_and_hashes(data)
     return bytes(data)
+
+
+def _named_keys(state: StoredState, site: SiteID) -> SitePin | None:
+    """The keys that a state's `sites` role names for a hospital."""
+    sites = Metadata[Targets].from_bytes(state.roles[SITES]).signed
+    role = delegated_sites(sites).get(site)
+    return None if role is None else delegated_keys(sites, role, 1)
 
 
 def _sha256(target: TargetFile) -> str:

@@ -146,8 +146,16 @@ class TrustStore:
             HardwareError: The disk does not take it (`trust.not_stored`); the state before is unharmed.
         """
         # Pins first: should the power fail between the two, the older state still stands, and nothing older will do.
-        _store(self._directory / "pins.json", state.pins.encode())
+        self.keep_pins(state.pins)
         _store(self._directory / "trusted.cbor", state.encode())
+
+    def keep_pins(self, pins: Pins) -> None:
+        """Store what never runs backwards.
+
+        Raises:
+            HardwareError: The disk does not take it (`trust.not_stored`); what was stored before is unharmed.
+        """
+        _store(self._directory / "pins.json", pins.encode())
 
 
 def pin_root(directory: Path, root: bytes) -> None:

@@ -117,6 +117,21 @@ def expired(what: str) -> PeerProtocolError:
     )
 
 
+def check_not_expired(what: str, expires_s: int, now_s: int) -> None:
+    """Check that something still counts.
+
+    Args:
+        what: For the sentence.
+        expires_s: Until when it does, exclusive, in seconds since 1970.
+        now_s: The present, likewise.
+
+    Raises:
+        PeerProtocolError: It does not.
+    """
+    if expires_s <= now_s:
+        raise expired(what)
+
+
 def bad_repository(what: str) -> PeerProtocolError:
     """The repository is not built as a consortium's is."""
     return PeerProtocolError(

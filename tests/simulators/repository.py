@@ -120,10 +120,14 @@ class PlayedSite:
         self.role.expires = self.repository.clock.now().replace(microsecond=0) + LASTS["site"]
         self.repository.store_role(self.paths.role, self.role, *(signers or self.signers))
 
-    def move_to(self, *successors: CryptoSigner, threshold: int = 1) -> None:
-        """Change keys as a hospital should: the old ones say who comes after them."""
+    def announce(self, *successors: CryptoSigner, threshold: int = 1) -> None:
+        """Name the keys that shall sign from the next version on."""
         keys = [public_key(signer) for signer in successors]
         self.role.unrecognized_fields[ROLE_KEYS_FIELD] = role_keys(keys, threshold)
+
+    def move_to(self, *successors: CryptoSigner, threshold: int = 1) -> None:
+        """Change keys as a hospital should: the old ones say who comes after them."""
+        self.announce(*successors, threshold=threshold)
         before, self.signers = self.signers, list(successors)
         self.repository.delegate_site(self.name, *successors, threshold=threshold)
         self.sign(*before, *successors)

@@ -77,10 +77,10 @@ class Scene:
 
 
 @contextmanager
-def trust_scene(directory: Path) -> Iterator[Scene]:
+def trust_scene(directory: Path, *, environment: str = "production") -> Iterator[Scene]:
     """Found the consortium; the box keeps what it reads in `directory`."""
     clock = SetClock(datetime.now(UTC))
-    repository = PlayedRepository.found(clock)
+    repository = PlayedRepository.found(clock, environment=environment)
     key = new_key()
     site, other = repository.add_site(A), repository.add_site(B)
     site.add_node(key)
