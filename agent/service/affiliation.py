@@ -19,7 +19,7 @@ from agent.core.files import store_atomically
 from agent.enrolment.record import EnrolmentFolder, EnrolmentRecord
 from agent.identity.key import HardwareKey
 from agent.service.shelf import StudyLibrary
-from agent.service.trust import OpenedRepository, TrustKeeper, TrustNews
+from agent.service.trust import REFRESH_S, OpenedRepository, TrustKeeper, TrustNews
 from agent.trust.counters import COUNTERS_FILE_NAME, CounterStore
 from agent.trust.peers import Peers, PinnedPeers, RepositoryPeers, consortium_digest, node_name
 from agent.trust.records import parse_public_pem
@@ -99,7 +99,12 @@ def pinned_affiliation(config: AgentConfig, pinned: Pinned, key: HardwareKey, cl
 
 @contextmanager
 def enrolled_affiliation(
-    config: AgentConfig, record: EnrolmentRecord, clock: Clock, on_news: Callable[[TrustNews], None]
+    config: AgentConfig,
+    record: EnrolmentRecord,
+    clock: Clock,
+    on_news: Callable[[TrustNews], None],
+    *,
+    refresh_s: float = REFRESH_S,
 ) -> Iterator[Affiliation]:
     """What the consortium's repository says, kept fresh inside the block.
 
@@ -108,6 +113,7 @@ def enrolled_affiliation(
         record: Where it is enrolled.
         clock: The service's.
         on_news: Told how the repository does.
+        refresh_s: How often it is asked.
 
     Raises:
         SecureHealthError: The repository on the disk cannot be used, and no other can be had now.
@@ -120,7 +126,7 @@ def enrolled_affiliation(
     library = StudyLibrary(config.studies_directory, record.site, repository.trust)
     follower = _Follower(_essence(snapshot), superlink, library, moved)
     follower.store_certificates(snapshot)
-    with TrustKeeper(repository, dice, on_news=on_news, on_snapshot=follower.follow) as keeper:
+    with TrustKeeper(repository, dice, on_news=on_news, on_snapshot=follower.follow, every_s=refresh_s) as keeper:
         company = Company(
             digest=record.root_digest,
             node=record.node,

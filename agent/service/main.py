@@ -30,7 +30,7 @@ from agent.service.control import ControlDesk, ControlSocket
 from agent.service.enrolling import ENROL_HERE, Bearings, Enroller, judge_stick
 from agent.service.safekeeping import load_vault
 from agent.service.state import AgentStatus, StatusBoard, locked_state, store_status
-from agent.service.trust import TrustNews
+from agent.service.trust import REFRESH_S, TrustNews
 from agent.service.watchdog import ServiceManager
 from agent.service.wiring import Agent, session_keeper, wire_agent, worker_opener
 
@@ -92,6 +92,7 @@ def run_agent(
     *,
     opener: Callable[[AgentConfig], OpenWorker] = worker_opener,
     renewal: RenewalPolicy | None = None,
+    refresh_s: float = REFRESH_S,
 ) -> int:
     """Run until SIGTERM or SIGINT.
 
@@ -99,6 +100,7 @@ def run_agent(
         config_path: The configuration file.
         opener: Makes what starts training workers.
         renewal: How long the box's key vouches at a time; by its kind when None.
+        refresh_s: How often an enrolled box asks its consortium's repository.
 
     Returns:
         0 after a clean stop.
@@ -111,7 +113,7 @@ def run_agent(
     signals, manager = StopSignals(), ServiceManager(os.environ)
     with signals.installed(), locked_state(config.node.state_directory):
         store_status(config.node.state_directory, AgentStatus("starting"))  # the last process may have been killed
-        life = _Life(config, SystemClock(), signals, manager, opener(config), renewal)
+        life = _Life(config, SystemClock(), signals, manager, opener(config), renewal, refresh_s)
         while not signals.stop.is_set():
             life.live()
         manager.stopping()
@@ -130,6 +132,7 @@ class _Life:
         manager: The service manager.
         open_worker: Starts a training worker.
         renewal: How long the box's key vouches at a time; by its kind when None.
+        refresh_s: How often the repository is asked.
     """
 
     config: AgentConfig
@@ -138,6 +141,7 @@ class _Life:
     manager: ServiceManager
     open_worker: OpenWorker
     renewal: RenewalPolicy | None
+    refresh_s: float
 
     def live(self) -> None:
         """Do the next of these; returns when it is over, or when told to stop."""
@@ -218,7 +222,9 @@ class _Life:
         home = _Home(self.config, record)
         with ExitStack() as stack:
             try:
-                affiliation = stack.enter_context(enrolled_affiliation(self.config, record, self.clock, home.note))
+                affiliation = stack.enter_context(
+                    enrolled_affiliation(self.config, record, self.clock, home.note, refresh_s=self.refresh_s)
+                )
             except SecureHealthError as error:
                 log.warning("trust_missing", error=error)
                 self._wait(error)

@@ -91,6 +91,7 @@ class TrustKeeper:
         dice: Source of jitter, so that a consortium's boxes do not fall into step.
         on_news: Told when something is wrong with the repository, and when it no longer is.
         on_snapshot: Told of every new snapshot, from the keeper's thread, whoever asked for it.
+        every_s: How often the repository is asked, give or take a fifth.
     """
 
     def __init__(
@@ -100,11 +101,13 @@ class TrustKeeper:
         *,
         on_news: Callable[[TrustNews], None],
         on_snapshot: Callable[[TrustSnapshot], None],
+        every_s: float = REFRESH_S,
     ) -> None:
         self._repository = repository
         self._dice = dice
         self._on_news = on_news
         self._on_snapshot = on_snapshot
+        self._every_s = every_s
         self._told: TrustSnapshot | None = None
         self._ended = False
         self._wake = threading.Event()
@@ -133,7 +136,7 @@ class TrustKeeper:
                 return
             try:
                 if not woken:
-                    wait_s = REFRESH_S * self._dice.uniform(1 - _JITTER, 1 + _JITTER)
+                    wait_s = self._every_s * self._dice.uniform(1 - _JITTER, 1 + _JITTER)
                     self._repository.refresh()
                     self._on_news(TrustNews())
                 self._tell()

@@ -21,6 +21,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from agent.core.config import load_config
 from agent.core.errors import HardwareError
 from agent.core.terminal import run_command
+from agent.enrolment.drop import StickReading, leave_reading
+from agent.enrolment.record import EnrolmentFolder
 from agent.identity.key import init_key
 from agent.identity.session import RenewalPolicy
 from agent.service.main import run_agent
@@ -78,6 +80,7 @@ class RunningHospital:
         root: Its key, as a roster names it.
         link: Its key at the SuperLink.
         session_life_s: How long its key vouches at a time; as long as its kind may when None.
+        refresh_s: How often it asks its consortium's repository, once it is enrolled.
     """
 
     directory: Path
@@ -85,6 +88,7 @@ class RunningHospital:
     root: RootKey
     link: ec.EllipticCurvePublicKey
     session_life_s: int | None = None
+    refresh_s: float = 60.0
     step: float | None = None
     rows: int = ROWS
     node_id: int = 0
@@ -150,6 +154,63 @@ directory = "studies"
         )
         return cls(directory, site, key.root(), link_of(load_config(directory / "agent.toml"), key))
 
+    @classmethod
+    def bare(
+        cls,
+        directory: Path,
+        *,
+        site: str,
+        key_uri: str = "",
+        preset: str = "",
+        refresh_s: float = 1.0,
+        sections: str = "",
+    ) -> Self:
+        """A box as it comes to a hospital: key, data, and three lines of configuration; nothing runs.
+
+        Args:
+            directory: The box's own.
+            site: The hospital that it will belong to; the box does not know.
+            key_uri: The node's key; by default one made of software.
+            preset: Root digest of the one consortium that it joins by itself.
+            refresh_s: How often it asks its consortium's repository.
+            sections: Additional sections, TOML.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "drop").mkdir()
+        uri = key_uri or f"software:{directory / 'node.key'}"
+        (directory / "catalog.toml").write_text(
+            '[datasets.local]\nschema = "played"\nsource = "local.csv"\n', encoding="utf-8"
+        )
+        enrolment = {"drop": "drop", "preset": "none.json"} | ({"root_digest": preset} if preset else {})
+        (directory / "agent.toml").write_text(
+            f"""[node]
+state_directory = "state"
+environment = "demo"
+[key]
+{_toml({"uri": uri})}
+[data]
+catalog = "catalog.toml"
+[enrolment]
+{_toml(enrolment)}
+[federation]
+idle_poll_s = 0.3
+{sections}
+""",
+            encoding="utf-8",
+        )
+        key = init_key(uri)
+        link = link_of(load_config(directory / "agent.toml"), key)
+        return cls(directory, site, key.root(), link, refresh_s=refresh_s)
+
+    def insert_stick(self, token: str) -> None:
+        """Have the reader of sticks find a token."""
+        leave_reading(self.directory / "drop", StickReading(token=token))
+
+    @property
+    def folder(self) -> EnrolmentFolder:
+        """What its enrolment left."""
+        return EnrolmentFolder.of(self.directory / "state")
+
     @property
     def kind(self) -> KeyKind:
         """What holds its key."""
@@ -187,7 +248,7 @@ directory = "studies"
         if self.process is not None and self.process.poll() is None:
             raise HardwareError("tests.running", "The agent runs already.", next_step="Stop it.")
         training = {"training_s": training_s, "step": self.step, "rows": self.rows}
-        play = {"training": training, "session_life_s": self.session_life_s}
+        play = {"training": training, "session_life_s": self.session_life_s, "refresh_s": self.refresh_s}
         command = [sys.executable, "-m", "tests.simulators.hospital", str(self.config), json.dumps(play)]
         with (self.directory / "agent.log").open("ab") as log:
             self.process = subprocess.Popen(
@@ -239,7 +300,7 @@ def main() -> int:
     life_s = play["session_life_s"]
     renewal = None if life_s is None else RenewalPolicy(life_s, life_s // 2)
     opener = played_opener(**play["training"])
-    return run_command(lambda: run_agent(config, opener=lambda _: opener, renewal=renewal))
+    return run_command(lambda: run_agent(config, opener=lambda _: opener, renewal=renewal, refresh_s=play["refresh_s"]))
 
 
 def _toml(fields: Mapping[str, object]) -> str:
