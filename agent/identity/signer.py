@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
+import structlog
 from cryptography.hazmat.primitives.asymmetric import ec
 from securesystemslib.signer import (
     Key,
@@ -21,8 +22,9 @@ from securesystemslib.signer import (
 from typing_extensions import override
 
 from agent.core.errors import OperatorError
-from agent.identity.key import HardwareKey, open_key
+from agent.identity.key import HardwareKey, Nobody, Person, open_key
 
+_log = structlog.get_logger(__name__)
 _SCHEME_FOR_CURVE: Final = {"secp256r1": "ecdsa-sha2-nistp256", "secp384r1": "ecdsa-sha2-nistp384"}
 
 
@@ -73,7 +75,39 @@ class HardwareSigner(Signer):
                 "The metadata lists a key of a kind that no hardware of ours has.",
                 next_step="List the device's own key.",
             )
-        return cls(open_key(priv_key_uri), public_key)
+        return cls(open_key(priv_key_uri, person=_person(secrets_handler)), public_key)
+
+    @classmethod
+    def import_(cls, priv_key_uri: str, secrets_handler: SecretsHandler | None = None) -> HardwareSigner:
+        """Open the key that `priv_key_uri` names, whichever it is: to list it in metadata for the first time.
+
+        Args:
+            priv_key_uri: As `agent.identity.key.open_key` takes it.
+            secrets_handler: Asked for the device's PIN; without it, nobody is.
+        """
+        return cls(open_key(priv_key_uri, person=_person(secrets_handler)))
+
+
+class _Asked(Nobody):
+    """Whoever answers a secrets handler: gives a PIN, and touches the device when the log says so."""
+
+    def __init__(self, secrets: SecretsHandler) -> None:
+        self._secrets = secrets
+
+    @override
+    def ask_pin(self, device: str, *, attempts_remaining: int | None) -> str:
+        """Ask."""
+        left = "" if attempts_remaining is None else f" ({attempts_remaining} attempts left)"
+        return self._secrets(f"PIN of {device}{left}")
+
+    @override
+    def ask_touch(self, device: str) -> None:
+        """Say so."""
+        _log.warning("touch_the_device", device=device)
+
+
+def _person(secrets: SecretsHandler | None) -> Person:
+    return Nobody() if secrets is None else _Asked(secrets)
 
 
 def tuf_key(public_key: ec.EllipticCurvePublicKey) -> SSlibKey:

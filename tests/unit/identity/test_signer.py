@@ -53,3 +53,20 @@ def test_opened_by_uri_as_securesystemslib_does(key: HardwareKey, monkeypatch: p
     monkeypatch.setitem(SIGNER_FOR_URI_SCHEME, key.kind.value, HardwareSigner)
     signer = Signer.from_priv_key_uri(key.uri, tuf_key(key.public_key()))
     signer.public_key.verify_signature(signer.sign(b"payload"), b"payload")
+
+
+@pytest.mark.parametrize("scheme", SIGNING)
+def test_imported_by_uri_with_secrets_for_its_pin(scheme: str, tmp_path: Path) -> None:
+    asked: list[str] = []
+    with RIG_FOR_SCHEME[scheme](tmp_path) as rig:
+        made = init_key(rig.uri, person=rig.person)
+
+        def answer(what: str) -> str:
+            asked.append(what)
+            return rig.person.ask_pin("", attempts_remaining=None)
+
+        signer = HardwareSigner.import_(rig.uri, answer)
+        signer.public_key.verify_signature(signer.sign(b"payload"), b"payload")
+        assert signer.public_key.keyval == tuf_key(made.public_key()).keyval
+    assert all(what.startswith("PIN of ") for what in asked)
+    assert bool(asked) == scheme.endswith("-with-pin")
