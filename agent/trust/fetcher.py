@@ -20,6 +20,7 @@ from tuf.ngclient import FetcherInterface
 
 from agent.core.clock import Clock
 
+_MAX_REFUSAL_BYTES: Final = 1 << 14
 _FAULTS: Final = (
     httpcore.NetworkError,
     httpcore.ProtocolError,
@@ -76,6 +77,7 @@ class BoundedFetcher(FetcherInterface):
         try:
             with self._pool.stream("GET", url, headers=headers, extensions={"timeout": timeout}) as response:
                 if response.status != HTTPStatus.OK:
+                    _drain(response)
                     raise DownloadHTTPError(f"{url} is answered with status {response.status}", response.status)
                 yield from response.iter_stream()
         except httpcore.TimeoutException as error:
@@ -157,6 +159,15 @@ class _PacedBackend(httpcore.NetworkBackend):
         return _PacedStream(
             self._sockets.connect_tcp(host, port, left_s, local_address, socket_options), self._allowance
         )
+
+
+def _drain(response: httpcore.Response) -> None:
+    """Read a short refusal to its end, so that the connection can be used again: every refresh meets one."""
+    size = 0
+    for chunk in response.iter_stream():
+        size += len(chunk)
+        if size > _MAX_REFUSAL_BYTES:
+            return
 
 
 def _trust_anybody() -> ssl.SSLContext:
