@@ -1,0 +1,1 @@
+"""The registrar: enrols boxes, and serves the repository that they trust."""
