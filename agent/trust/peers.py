@@ -17,6 +17,7 @@ from agent.core.errors import NetworkError, OperatorError, PeerProtocolError
 from agent.core.ids import SiteID
 from agent.secagg import refusals
 from agent.statements.chain import NodeRecord, Session, TrustView, verify_session
+from agent.statements.envelope import parse_proof
 from agent.statements.roots import EvidenceClass, public_key_bytes
 from agent.trust.counters import CounterStore
 from agent.trust.roster import Roster
@@ -134,7 +135,8 @@ class RepositoryPeers:
     def verify_certificate(self, site: str, certificate: bytes) -> ec.EllipticCurvePublicKey:
         """The session key that speaks for `site`.
 
-        A certificate that names a newer state of the repository than ours has it fetched once, then is looked at anew.
+        A certificate that names a newer state of the repository than ours, or a box that is not on record here yet,
+        has the repository fetched once, then is looked at anew.
 
         Raises:
             PeerProtocolError: The certificate does not count, or speaks for another hospital or for a spare box, or
@@ -151,10 +153,15 @@ class RepositoryPeers:
         return session.public_key
 
     def _verify(self, site: SiteID, certificate: bytes) -> Session:
+        snapshot = self._source.current()
         try:
-            return self._verify_by(self._source.current(), site, certificate)
+            return self._verify_by(snapshot, site, certificate)
         except NetworkError:
-            return self._verify_by(self._renewal.renewed(), site, certificate)
+            pass
+        except PeerProtocolError:
+            if _is_on_record(snapshot, site, certificate):
+                raise
+        return self._verify_by(self._renewal.renewed(), site, certificate)
 
     def _verify_by(self, snapshot: TrustSnapshot, site: SiteID, certificate: bytes) -> Session:
         now_s = self._source.now_s()
@@ -187,6 +194,11 @@ class _Renewal:
                 return self._source.current()
             self._asked_s = now_s
             return self._source.refresh()
+
+
+def _is_on_record(snapshot: TrustSnapshot, site: SiteID, certificate: bytes) -> bool:
+    record, signer = snapshot.sites.get(site), parse_proof(certificate).key_id
+    return record is not None and any(node.root.key_id == signer for node in record.nodes)
 
 
 def _view_expired() -> NetworkError:

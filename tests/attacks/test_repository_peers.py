@@ -103,15 +103,39 @@ def test_revoked_box_speaks_until_the_next_snapshot_only(company: Company) -> No
     assert company.refused(certificate) == "statements.not_accepted"
 
 
-def test_box_that_knows_more_makes_us_look_once(company: Company) -> None:
-    """Somebody just enrolled is known as soon as a certificate names the state in which that was said."""
+def test_box_that_was_just_enrolled_is_looked_up_once(company: Company) -> None:
     company.scene.site.revoke(company.box.key.public_key())
     successor = PlayedBox(company.scene)
     successor.enrol()
     before = company.timestamps_asked_for()
-    assert company.refused(company.box.certificate()) == "statements.not_accepted"
     company.peers.verify_certificate(A, successor.certificate())
+    assert company.refused(company.box.certificate()) == "statements.not_accepted"
     assert company.timestamps_asked_for() == before + 1
+
+
+def test_hospital_that_was_just_taken_in_is_looked_up_once(company: Company) -> None:
+    site = company.scene.repository.add_site("hospital-c")
+    box = PlayedBox(company.scene)
+    site.add_node(box.key.public_key())
+    site.sign()
+    company.scene.repository.publish()
+    before = company.timestamps_asked_for()
+    company.peers.verify_certificate("hospital-c", box.certificate(site="hospital-c"))
+    assert company.timestamps_asked_for() == before + 1
+
+
+def test_revoked_box_that_knows_of_its_revocation(company: Company) -> None:
+    """Whoever shows that it has seen a newer state is judged by that state."""
+    company.scene.site.revoke(company.box.key.public_key())
+    company.scene.publish_site()
+    assert company.refused(company.box.certificate()) == "statements.not_accepted"
+
+
+def test_garbage_for_a_certificate(company: Company) -> None:
+    before = company.timestamps_asked_for()
+    for certificate in (b"", b"{}", company.box.certificate()[:-1]):
+        assert company.refused(certificate) == "statements.malformed"
+    assert company.timestamps_asked_for() == before
 
 
 def test_box_that_boasts_of_a_future_state(company: Company) -> None:
