@@ -1,4 +1,4 @@
-"""A played registrar with a real, signed repository behind it, and a SuperLink that lets in whom it enrols.
+"""A played registrar with a real, signed repository, and a SuperLink, where there is one, that lets in whom it enrols.
 
 Boxes fetch and verify everything as from any consortium; only what endorses them is played.
 """
@@ -37,7 +37,7 @@ class PlayedConsortium(PlayedRegistrar):
 
     Args:
         directory: For TLS files.
-        superlink: Where boxes join; each site's boxes are registered there.
+        superlink: Where boxes join, and are registered; None where the test needs none.
         sites: Hospitals; the first is whose tokens `token` issues.
         stores: Makers of TPMs that it trusts.
     """
@@ -45,7 +45,7 @@ class PlayedConsortium(PlayedRegistrar):
     def __init__(
         self,
         directory: Path,
-        superlink: RunningSuperLink,
+        superlink: RunningSuperLink | None = None,
         *,
         sites: Iterable[SiteID] = (SITE, OTHER_SITE),
         stores: tuple[TrustStore, ...] = (),
@@ -56,7 +56,7 @@ class PlayedConsortium(PlayedRegistrar):
         self.repository = PlayedRepository.found(SystemClock(), environment="test")
         self._publishing = threading.Lock()
         self.root = self.repository.files["1.root.json"]
-        self.superlink_address = superlink.address
+        self.superlink_address = "127.0.0.1:9" if superlink is None else superlink.address
         self.desks: dict[SiteID, PlayedSite] = {}
         self.node_ids: dict[str, int] = {}
         for site in sites:
@@ -74,7 +74,8 @@ class PlayedConsortium(PlayedRegistrar):
             name="The Played Consortium",
             registrar=ServerRecord(address=self.address, root_certificates=authority),
             superlink=ServerRecord(
-                address=self.superlink_address, root_certificates=self.superlink.root_certificate.read_text()
+                address=self.superlink_address,
+                root_certificates=authority if self.superlink is None else self.superlink.root_certificate.read_text(),
             ),
             registrar_key=public_pem(self.key.public_key()),
             coordinator=public_pem(self.coordinator.public_key()),
@@ -122,7 +123,9 @@ class PlayedConsortium(PlayedRegistrar):
             desk.put(desk.paths.node(node.node), node.encode())
             desk.sign()
             self.repository.publish()
-        self.node_ids[node.site] = register_quickly(self.superlink, parse_public_pem(node.link_key), name=node.site)
+        if self.superlink is not None:
+            link = parse_public_pem(node.link_key)
+            self.node_ids[node.site] = register_quickly(self.superlink, link, name=node.site)
 
     @override
     def _answer(self, asked: Asked) -> Said:

@@ -131,14 +131,16 @@ def test_studies_come_change_and_go_with_the_repository(box: RunningHospital, co
     wait_until(lambda: not folder.exists(), limit_s=10, what="the withdrawn study goes")
 
 
-def test_a_superlink_that_moved_is_found_by_the_repository(box: RunningHospital, consortium: PlayedConsortium) -> None:
+def test_a_superlink_that_moved_is_found_by_the_repository(
+    box: RunningHospital, consortium: PlayedConsortium, superlink: RunningSuperLink
+) -> None:
     consortium.superlink_address = "127.0.0.1:9"
     consortium.publish_consortium()
     box.start()
     box.wait_for_link("waiting for enrolment")
     box.insert_stick(consortium.token())
     wait_until(lambda: status_of(box).trouble == "fleet.unreachable", limit_s=60, what="nobody is at the old address")
-    consortium.superlink_address = consortium.superlink.address
+    consortium.superlink_address = superlink.address
     consortium.publish_consortium()
     box.wait_for_link("online", limit_s=60)
     assert box.events("agent_rewired")
