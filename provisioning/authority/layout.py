@@ -85,11 +85,6 @@ class AuthorityLayout:
         return self.path / "cosigner.toml"
 
     @property
-    def units(self) -> Path:
-        """Systemd units."""
-        return self.path / "units"
-
-    @property
     def founding(self) -> Path:
         """What was asked for when the consortium was founded."""
         return self.path / "founding.json"
