@@ -83,6 +83,37 @@ class SiteTokenFiles:
         return self._directory / f"{token_id}.json"
 
 
+class UsedTokenFiles:
+    """Which box used which token, each in `<id>.used` under `directory`; written once, never changed.
+
+    Args:
+        directory: Made when the first is noted.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def add(self, token_id: str, key_id: str) -> None:
+        """Note that a box used a token; on disk when this returns.
+
+        Args:
+            token_id: Hex.
+            key_id: Of the box's key, hex.
+        """
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        store_atomically(self._path(token_id), key_id.encode("ascii"), mode=0o600)
+
+    def find(self, token_id: str) -> str | None:
+        """Key id (hex) of the box that used a token; None where none did."""
+        try:
+            return self._path(token_id).read_text("ascii")
+        except FileNotFoundError:
+            return None
+
+    def _path(self, token_id: str) -> Path:
+        return self._directory / f"{token_id}.used"
+
+
 def _bad_file(path: Path, what: str) -> OperatorError:
     return OperatorError(
         "token.bad_file",

@@ -1,0 +1,407 @@
+"""The hospital's own look at a box, before its key puts the box on record: no word of the registrar is taken for it.
+
+The registrar only carries what box and hospital say to each other. Without a person, a box is endorsed only if it
+proves a token that this hospital's own key issued, once; for every other one a person compares the box's words.
+
+    GET  /v1/sites/<site>/enrolments                     -> {"enrolments": [Waiting, ...]}
+    POST /v1/sites/<site>/enrolments/<id>/exchange       {"asker_key", "nonce"}
+    POST /v1/sites/<site>/enrolments/<id>/credential     {"blob", "encrypted_seed"}
+    POST /v1/sites/<site>/enrolments/<id>/refusal        {"sentence", "next_step"}
+    POST /v1/sites/<site>/metadata                       {"metadata", "targets": {path: bytes}, "enrolment"?}
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated, Final
+
+import structlog
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from agent.attestation.appraise import challenge
+from agent.attestation.binding import Exchange
+from agent.attestation.enrolling import ENDORSEMENT_LABEL, token_proof
+from agent.core.clock import Clock
+from agent.core.errors import NetworkError, OperatorError, PeerProtocolError, SecureHealthError
+from agent.core.ids import SiteID
+from agent.core.validation import explain_invalid
+from agent.statements.roots import KeyKind, load_public_key
+from agent.trust.fingerprint import box_words
+from agent.trust.peers import node_name
+from agent.trust.records import FIDO2Record, NodeFile, public_pem
+from agent.trust.snapshot import TrustSnapshot
+from provisioning.authority.appraisal import Finding, Subject, Terms, Unconfirmed, appraise, confirm
+from provisioning.authority.site import SiteDesk, StagedSite
+from provisioning.authority.site_line import RandomBytes, SiteLine
+from provisioning.tokens.state import KeptToken, SiteTokenFiles, UsedTokenFiles
+
+MAX_WAITING: Final = 1024
+NONCE_BYTES: Final = 32
+SECRET_BYTES: Final = 32
+
+_log = structlog.get_logger(__name__)
+
+
+def _decoded(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return base64.b64decode(value + "=" * (-len(value) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError("no base64url") from error
+
+
+def _encoded(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+
+
+_Bytes = Annotated[bytes, BeforeValidator(_decoded), Field(max_length=4 << 20)]
+
+
+class WaitingState(StrEnum):
+    """How far an enrolment is that waits for its hospital."""
+
+    APPRAISED = "appraised"
+    EXCHANGED = "exchanged"
+    EVIDENCED = "evidenced"
+    CREDENTIALED = "credentialed"
+    ANSWERED = "answered"
+
+
+class Waiting(BaseModel):
+    """One box that waits for its hospital, as the registrar tells it; none of it is believed.
+
+    Args:
+        enrolment: The registrar's name for it.
+        state: How far it is.
+        token: Id of its token, hex.
+        kind: What holds its key.
+        public_key: SubjectPublicKeyInfo (DER).
+        link_key: SubjectPublicKeyInfo (DER) of what it authenticates with at the SuperLink.
+        ek_name: Name of its TPM's endorsement key.
+        key_name: Name of its key.
+        nonce: Of the asking that it answered; empty before it did.
+        evidence: What it showed for that.
+        proof: Of the token.
+        answer: To the credential.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    enrolment: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    state: WaitingState
+    token: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    kind: KeyKind
+    public_key: _Bytes
+    link_key: _Bytes
+    ek_name: _Bytes
+    key_name: _Bytes
+    nonce: _Bytes = b""
+    evidence: _Bytes = b""
+    proof: _Bytes = b""
+    answer: _Bytes = b""
+
+    @property
+    def subject(self) -> Subject:
+        """What evidence has to be about."""
+        return Subject(self.kind, self.public_key, self.ek_name, self.key_name)
+
+    @property
+    def key_id(self) -> str:
+        """SHA-256 of its public key, hex."""
+        return hashlib.sha256(self.public_key).hexdigest()
+
+    @property
+    def words(self) -> str:
+        """What the box shows on its screen, if it is this one."""
+        return box_words(self.ek_name, self.key_name)
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    enrolments: Annotated[tuple[Waiting, ...], Field(max_length=MAX_WAITING)]
+
+
+class Verdict(StrEnum):
+    """What a person says of a box whose token is not enough."""
+
+    ENDORSE = "endorse"
+    REFUSE = "refuse"
+    LATER = "later"
+
+
+Decide = Callable[[Waiting], Verdict]
+"""Shows a person the box's kind and words, and asks."""
+
+
+def decide_later(_: Waiting) -> Verdict:
+    """Nobody is there to ask."""
+    return Verdict.LATER
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """The hospital's own reading of the repository.
+
+    Args:
+        refresh: Fetches and verifies the newest state.
+        desk: Signs, from that state.
+    """
+
+    refresh: Callable[[], TrustSnapshot]
+    desk: Callable[[], SiteDesk]
+
+
+@dataclass(slots=True)
+class _Talk:
+    """One exchange of ours with a box; it lives in memory only: after a restart the box is asked anew.
+
+    Args:
+        nonce: (32,), ours.
+        subject: Whom it was begun with.
+        unconfirmed: Its TPM's evidence.
+        secret: (32,), hidden in the credential.
+    """
+
+    nonce: bytes
+    subject: Subject
+    unconfirmed: Unconfirmed | None = None
+    secret: bytes = field(default=b"", repr=False)
+
+
+class EndorsingTool:
+    """Looks at the boxes that wait for one hospital, and endorses those that may be.
+
+    Args:
+        site: The hospital.
+        asker_key: Id of its key.
+        line: To the registrar.
+        repository: Its own reading.
+        kept: Tokens that its key issued.
+        used: Which box used which of them.
+        clock: For times.
+        random_bytes: `secrets.token_bytes`.
+        decide: Asked about every box whose token is not enough.
+    """
+
+    def __init__(
+        self,
+        site: SiteID,
+        asker_key: str,
+        line: SiteLine,
+        repository: Repository,
+        *,
+        kept: SiteTokenFiles,
+        used: UsedTokenFiles,
+        clock: Clock,
+        random_bytes: RandomBytes,
+        decide: Decide = decide_later,
+    ) -> None:
+        self._site = site
+        self._asker_key = asker_key
+        self._line = line
+        self._repository = repository
+        self._kept = kept
+        self._used = used
+        self._clock = clock
+        self._random_bytes = random_bytes
+        self._decide = decide
+        self._talks: dict[str, _Talk] = {}
+        self._approved: set[tuple[str, Subject]] = set()
+
+    def prepare(self) -> None:
+        """Sign the hospital's role where it never did, or where what it signed runs out.
+
+        Raises:
+            SecureHealthError: The registrar or a key's device does not answer, or the key is not the hospital's.
+        """
+        self._repository.refresh()
+        desk = self._repository.desk()
+        if desk.needs_renewal:
+            self._publish(desk.renew())
+            _log.info("site_signed_anew", site=self._site)
+
+    def look(self) -> int:
+        """Take every waiting box one step further.
+
+        Returns:
+            How many boxes wait; the caller looks again soon while there are any.
+
+        Raises:
+            NetworkError: The registrar does not answer.
+            OperatorError: It refuses this hospital.
+        """
+        waiting = self._list()
+        for name in self._talks.keys() - {each.enrolment for each in waiting}:
+            del self._talks[name]
+        for each in waiting:
+            try:
+                self._attend(each)
+            except NetworkError:
+                raise
+            except PeerProtocolError as error:
+                self._refuse(each, error)
+            except SecureHealthError as error:
+                _log.warning("endorsement_delayed", enrolment=each.enrolment, error=error)
+        return len(waiting)
+
+    def _list(self) -> tuple[Waiting, ...]:
+        try:
+            return _Answer.model_validate_json(self._line.call("GET", "/enrolments")).enrolments
+        except ValidationError as error:
+            raise PeerProtocolError(
+                "endorse.bad_answer",
+                f"The registrar's list of waiting boxes cannot be read: {explain_invalid(error, whole='list')}.",
+                next_step="Use the tool of the registrar's own release.",
+            ) from error
+
+    def _attend(self, each: Waiting) -> None:
+        talk = self._talks.get(each.enrolment)
+        if talk is None or talk.subject != each.subject:
+            if self._may_begin(each):
+                self._ask(each)
+        elif each.state is WaitingState.EVIDENCED:
+            self._take_evidence(each, talk)
+        elif each.state is WaitingState.ANSWERED:
+            self._take_answer(each, talk)
+
+    def _may_begin(self, each: Waiting) -> bool:
+        """Whether the box's token, or a person, says that it may be asked."""
+        kept = self._kept.find(each.token)
+        if kept is not None:
+            self._check_token(kept, each)
+            return True
+        if (each.enrolment, each.subject) in self._approved:
+            return True
+        verdict = self._decide(each)
+        if verdict is Verdict.REFUSE:
+            raise PeerProtocolError(
+                "endorse.person_refused",
+                f"{self._site} did not recognise the box by its words.",
+                next_step="Compare the words on the box's screen with those that the hospital's operator sees.",
+            )
+        if verdict is Verdict.ENDORSE:
+            self._approved.add((each.enrolment, each.subject))
+        return verdict is Verdict.ENDORSE
+
+    def _check_token(self, kept: KeptToken, each: Waiting) -> None:
+        user = self._used.find(kept.id)
+        if user is not None and user != each.key_id:
+            raise PeerProtocolError(
+                "endorse.token_used",
+                "The enrolment token was used by another box.",
+                next_step=f"Ask {self._site} for a new token; tell it if no other box was to have this one.",
+            )
+        if user is None and self._now_s() >= kept.expires_s:
+            raise PeerProtocolError(
+                "endorse.token_expired",
+                "The enrolment token has expired.",
+                next_step=f"Ask {self._site} for a new token.",
+            )
+        if kept.ek_digest is not None and hashlib.sha256(each.ek_name).hexdigest() != kept.ek_digest:
+            raise PeerProtocolError(
+                "endorse.other_box",
+                "The enrolment token was made for another box.",
+                next_step="Use it on the box whose label it names.",
+            )
+
+    def _ask(self, each: Waiting) -> None:
+        talk = _Talk(self._random_bytes(NONCE_BYTES), each.subject)
+        self._post(each, "exchange", {"asker_key": self._asker_key, "nonce": _encoded(talk.nonce)})
+        self._talks[each.enrolment] = talk
+
+    def _take_evidence(self, each: Waiting, talk: _Talk) -> None:
+        if each.nonce != talk.nonce:
+            return  # an answer to an asking before this one
+        snapshot = self._repository.refresh()
+        exchange = Exchange(
+            ENDORSEMENT_LABEL, self._asker_key, snapshot.root_digest, each.token, self._site, talk.nonce
+        )
+        self._check_proof(each, exchange)
+        terms = Terms.of(snapshot)
+        kept = self._kept.find(each.token)
+        if kept is not None and kept.ek_digest is not None:
+            terms = terms.vouching(each.ek_name)
+        found = appraise(each.evidence, each.subject, exchange, terms, now_s=self._now_s())
+        if isinstance(found, Finding):
+            self._endorse(each, found)
+            return
+        talk.unconfirmed, talk.secret = found, self._random_bytes(SECRET_BYTES)
+        credential = challenge(found.candidate, talk.secret, random_bytes=self._random_bytes)
+        sent = {"blob": _encoded(credential.blob), "encrypted_seed": _encoded(credential.encrypted_seed)}
+        self._post(each, "credential", sent)
+
+    def _check_proof(self, each: Waiting, exchange: Exchange) -> None:
+        kept = self._kept.find(each.token)
+        if kept is None:
+            return  # a person compared the box's words
+        data = exchange.qualifying_data(each.ek_name, each.key_name)
+        if not hmac.compare_digest(token_proof(bytes.fromhex(kept.secret), data), each.proof):
+            raise PeerProtocolError(
+                "endorse.no_proof",
+                "Whoever answers does not hold the enrolment token that it names.",
+                next_step=f"It is not enrolled. {self._site} and the consortium look at the registrar's log.",
+            )
+
+    def _take_answer(self, each: Waiting, talk: _Talk) -> None:
+        if talk.unconfirmed is None or each.nonce != talk.nonce:
+            return
+        self._endorse(each, confirm(talk.unconfirmed, talk.secret, each.answer))
+
+    def _endorse(self, each: Waiting, finding: Finding) -> None:
+        kept = self._kept.find(each.token)
+        if kept is not None:
+            self._check_token(kept, each)
+            self._used.add(kept.id, each.key_id)  # before anything is signed: a token lets in one box, whatever happens
+        self._repository.refresh()
+        staged = self._repository.desk().endorse(self._node(each, finding))
+        self._publish(staged, each.enrolment)
+        self._talks.pop(each.enrolment, None)
+        _log.info("box_endorsed", site=self._site, node=node_name(each.key_id), evidence=finding.root.evidence.name)
+
+    def _node(self, each: Waiting, finding: Finding) -> NodeFile:
+        terms = finding.root.fido2
+        return NodeFile(
+            site=self._site,
+            node=node_name(each.key_id),
+            kind=each.kind,
+            evidence=finding.root.evidence.name.lower(),
+            public_key=public_pem(load_public_key(each.public_key)),
+            link_key=public_pem(load_public_key(each.link_key)),
+            ek_name=finding.ek_name.hex(),
+            fido2=None
+            if terms is None
+            else FIDO2Record(rp_id=terms.rp_id, user_verified=terms.user_verified, count=terms.last_count),
+            enrolled=self._clock.now(),
+        )
+
+    def _publish(self, staged: StagedSite, enrolment: str = "") -> None:
+        fields: dict[str, object] = {
+            "metadata": _encoded(staged.metadata),
+            "targets": {path: _encoded(data) for path, data in staged.targets.items()},
+        }
+        if enrolment:
+            fields["enrolment"] = enrolment
+        self._line.call("POST", "/metadata", json.dumps(fields).encode())
+
+    def _refuse(self, each: Waiting, error: SecureHealthError) -> None:
+        _log.warning("box_refused", site=self._site, enrolment=each.enrolment, error=error)
+        try:
+            self._post(each, "refusal", {"sentence": error.sentence, "next_step": error.next_step})
+        except OperatorError as late:
+            _log.info("refusal_late", enrolment=each.enrolment, error=late)
+        self._talks.pop(each.enrolment, None)
+
+    def _post(self, each: Waiting, place: str, fields: Mapping[str, object]) -> None:
+        self._line.call("POST", f"/enrolments/{each.enrolment}/{place}", json.dumps(fields).encode())
+
+    def _now_s(self) -> int:
+        return int(self._clock.now().timestamp())

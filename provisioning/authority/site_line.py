@@ -1,0 +1,171 @@
+"""A hospital's own tools ask the registrar, each request signed by the hospital's key."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Final, Self
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric import ec
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from agent.core.clock import Clock
+from agent.core.errors import NetworkError, OperatorError, PeerProtocolError
+from agent.core.ids import SiteID
+from agent.statements.envelope import Proof, encode_proof
+from agent.statements.kinds import SiteRequest
+from agent.statements.roots import key_id
+
+LIMIT_S: Final = 15.0
+MAX_ANSWER_BYTES: Final = 16 << 20
+NONCE_BYTES: Final = 32
+
+RandomBytes = Callable[[int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class SiteKey:
+    """The key that a hospital's tools sign requests with.
+
+    Args:
+        public_key: As the repository lists it in the hospital's role.
+        sign: Signs bytes with it: ECDSA over the curve's own hash, DER.
+    """
+
+    public_key: ec.EllipticCurvePublicKey
+    sign: Callable[[bytes], bytes] = field(repr=False)
+
+    @property
+    def key_id(self) -> str:
+        """SHA-256 of its SubjectPublicKeyInfo, hex."""
+        return key_id(self.public_key)
+
+
+class _Refusal(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    code: str = Field(pattern=r"^[a-z0-9_.]{1,100}$")
+    sentence: str = Field(max_length=1000)
+    next_step: str = Field(max_length=1000)
+
+
+class SiteLine:
+    """Requests under `/v1/sites/<site>`; a context manager.
+
+    Args:
+        address: The registrar's `host:port`.
+        trust: Whose certificates count.
+        consortium: Digest of its root, hex.
+        site: The hospital.
+        key: Signs.
+        clock: For the time of each request.
+        random_bytes: For nonces.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        trust: ssl.SSLContext,
+        *,
+        consortium: str,
+        site: SiteID,
+        key: SiteKey,
+        clock: Clock,
+        random_bytes: RandomBytes,
+    ) -> None:
+        self._consortium, self._site, self._key = consortium, site, key
+        self._clock, self._random_bytes = clock, random_bytes
+        self._client = httpx.Client(
+            base_url=f"https://{address}", verify=trust, timeout=LIMIT_S, follow_redirects=False
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.close()
+
+    def call(self, method: str, place: str, body: bytes = b"") -> bytes:
+        """Ask for one thing.
+
+        Args:
+            method: HTTP method.
+            place: Path after `/v1/sites/<site>`.
+            body: JSON.
+
+        Returns:
+            The answer's body.
+
+        Raises:
+            NetworkError: The registrar does not answer (`site_line.unreachable`).
+            OperatorError: It refuses, and says why (`site_line.refused`).
+            PeerProtocolError: It answers with something else (`site_line.bad_answer`).
+        """
+        path = f"/v1/sites/{self._site}{place}"
+        headers = {"authorization": self._authorization(method, path, body)}
+        if body:
+            headers["content-type"] = "application/json"
+        try:
+            with self._client.stream(method, path, content=body or None, headers=headers) as response:
+                answer = _bounded(response)
+        except httpx.TransportError as error:
+            raise NetworkError(
+                "site_line.unreachable",
+                f"The registrar does not answer: {error}.",
+                next_step="Check the network and the registrar; the same again changes nothing twice.",
+            ) from error
+        if not response.is_success:
+            raise _refused(response.status_code, answer)
+        return answer
+
+    def _authorization(self, method: str, path: str, body: bytes) -> str:
+        request = SiteRequest(
+            consortium=self._consortium,
+            site=self._site,
+            method=method,
+            path=path,
+            body=hashlib.sha256(body).hexdigest(),
+            issued_s=int(self._clock.now().timestamp()),
+            nonce=self._random_bytes(NONCE_BYTES).hex(),
+        )
+        unsigned = Proof(request.payload_type(), request.payload(), self._key.key_id, b"")
+        signature = self._key.sign(unsigned.signed_bytes())
+        envelope = encode_proof(Proof(unsigned.payload_type, unsigned.payload, unsigned.key_id, signature))
+        return f"DSSE {base64.urlsafe_b64encode(envelope).decode('ascii')}"
+
+
+def _bounded(response: httpx.Response) -> bytes:
+    answer = bytearray()
+    for chunk in response.iter_bytes():
+        answer += chunk
+        if len(answer) > MAX_ANSWER_BYTES:
+            raise _bad_answer(f"more than {MAX_ANSWER_BYTES} bytes")
+    return bytes(answer)
+
+
+def _refused(status: int, answer: bytes) -> OperatorError | PeerProtocolError:
+    try:
+        refusal = _Refusal.model_validate_json(answer)
+    except ValidationError:
+        return _bad_answer(f"status {status}")
+    return OperatorError(
+        "site_line.refused",
+        f"The registrar refuses: {refusal.sentence}",
+        next_step=refusal.next_step,
+        registrar_code=refusal.code,
+    )
+
+
+def _bad_answer(what: str) -> PeerProtocolError:
+    return PeerProtocolError(
+        "site_line.bad_answer",
+        f"The registrar answered with something else than it should: {what}.",
+        next_step="See that the address is the registrar's and that it runs this version.",
+    )
