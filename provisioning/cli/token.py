@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 import secrets
 import ssl
@@ -14,17 +12,15 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from agent.core.clock import SystemClock
 from agent.core.errors import OperatorError
 from agent.core.ids import SiteID, check_identifier
 from agent.trust.fingerprint import consortium_words
-from agent.trust.records import ConsortiumRecord, parse_record
+from agent.trust.snapshot import TrustSnapshot
+from provisioning.authority.signers import elliptic_key, open_signer, sign_der
 from provisioning.cli.files import read_file
+from provisioning.tokens.consortium import check_issuer, fetch_consortium
 from provisioning.tokens.register import SiteRegister
 from provisioning.tokens.state import SiteTokenFiles
 from provisioning.tokens.token import LONGEST_VALIDITY_S, Destination, IssuedToken, Issuer, issue, make_tokens
@@ -34,19 +30,6 @@ app = typer.Typer(name="token", help="Enrolment tokens.", no_args_is_help=True)
 TOKENS_DIRECTORY: Final = "tokens"
 """Of kept tokens, within the endorsing tool's state."""
 _SECONDS_FOR_UNIT: Final = {"h": 3600, "d": 86_400}
-
-
-@dataclass(frozen=True, slots=True)
-class Consortium:
-    """What the operator's files say of the consortium.
-
-    Args:
-        record: `consortium.json`.
-        root_digest: SHA-256 of `1.root.json`, hex.
-    """
-
-    record: ConsortiumRecord
-    root_digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +67,7 @@ class Media:
             if path is not None and path.exists():
                 raise _bad_media(f"{path} exists already")
 
-    def write(self, issued: Sequence[IssuedToken], consortium: Consortium, labels: Sequence[str]) -> None:
+    def write(self, issued: Sequence[IssuedToken], consortium: TrustSnapshot, labels: Sequence[str]) -> None:
         """Hand the tokens out."""
         from provisioning.tokens.qr import store_code, store_secret, terminal_code  # noqa: PLC0415 - optional libraries
 
@@ -113,10 +96,10 @@ def _token() -> None:
 def issue_tokens(
     *,
     site: Annotated[str, typer.Option(help="The hospital that the boxes join.")],
-    key: Annotated[Path, typer.Option(help="The site's private key, PEM.")],
+    key: Annotated[str, typer.Option(help="The site's key: file:<path>, piv:..., pkcs11:..., tpm:...")],
     state: Annotated[Path, typer.Option(help="The state directory of `seh-provision site endorse`.")],
-    consortium: Annotated[Path, typer.Option(help="consortium.json")],
-    root: Annotated[Path, typer.Option(help="1.root.json, the consortium's first root metadata.")],
+    registrar: Annotated[str, typer.Option(help="The registrar's host:port.")],
+    root: Annotated[Path, typer.Option(help="1.root.json, as the consortium handed it out.")],
     box: Annotated[
         list[str] | None,
         typer.Option(help="Only this box can use the token: the name of its TPM's endorsement key, hex."),
@@ -142,38 +125,35 @@ def issue_tokens(
     boxes = boxes or [None] * count
     media = Media(usb, erase, file, qr, qr_terminal, sheet)
     media.check(len(boxes))
-    known = _consortium(consortium, root)
+    consortium = fetch_consortium(registrar, read_file(root), clock)
     issuer = _issuer(key, passphrase_file)
-    destination = Destination.of(known.record.registrar, known.root_digest)
+    check_issuer(consortium, site_id, issuer)
+    destination = Destination.of(consortium.consortium.registrar, consortium.root_digest)
     tokens = make_tokens(destination, site_id, boxes=boxes, expires_s=expires_s, random_bytes=secrets.token_bytes)
-    trust = ssl.create_default_context(cadata=known.record.registrar.root_certificates)
+    trust = ssl.create_default_context(cadata=consortium.consortium.registrar.root_certificates)
     with SiteRegister(
         destination.registrar,
         trust,
-        consortium=known.root_digest,
+        consortium=consortium.root_digest,
         issuer=issuer,
         clock=clock,
         random_bytes=secrets.token_bytes,
     ) as register:
         issued = issue(tokens, issuer, register, SiteTokenFiles(state / TOKENS_DIRECTORY))
-    media.write(issued, known, label or ())
+    media.write(issued, consortium, label or ())
     until = datetime.fromtimestamp(expires_s, UTC)
     typer.echo(f"{len(issued)} token(s) for {site_id}, each good for one box until {until:%Y-%m-%d %H:%M} UTC.")
 
 
-def _sheet(issued: Sequence[IssuedToken], consortium: Consortium, labels: Sequence[str]) -> bytes:
+def _sheet(issued: Sequence[IssuedToken], consortium: TrustSnapshot, labels: Sequence[str]) -> bytes:
     from provisioning.tokens.sheet import Label, make_sheet  # noqa: PLC0415 - loads what draws PDF
 
     names = [*labels, *(f"Box {place + 1} of {len(issued)}" for place in range(len(labels), len(issued)))]
     return make_sheet(
         [Label(one.token, one.text, name) for one, name in zip(issued, names, strict=False)],
-        consortium=consortium.record.name,
+        consortium=consortium.consortium.name,
         words=consortium_words(consortium.root_digest),
     )
-
-
-def _consortium(record: Path, root: Path) -> Consortium:
-    return Consortium(parse_record(ConsortiumRecord, read_file(record)), hashlib.sha256(read_file(root)).hexdigest())
 
 
 def _seconds(valid: str) -> int:
@@ -199,27 +179,14 @@ def _ek_name(text: str) -> bytes:
     return bytes.fromhex(text)
 
 
-def _issuer(path: Path, passphrase_file: Path | None) -> Issuer:
-    data = read_file(path)
-    passphrase: bytes | None = None
-    if b"ENCRYPTED" in data:
-        asked = typer.prompt(f"Passphrase of {path}", hide_input=True, err=True) if passphrase_file is None else ""
-        passphrase = read_file(passphrase_file).rstrip(b"\r\n") if passphrase_file is not None else os.fsencode(asked)
-    try:
-        key = load_pem_private_key(data, password=passphrase)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise _unusable_key(path) from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise _unusable_key(path)
-    return Issuer(key.public_key(), lambda data: key.sign(data, ec.ECDSA(hashes.SHA256())))
+def _issuer(uri: str, passphrase_file: Path | None) -> Issuer:
+    def ask(what: str) -> str:
+        if passphrase_file is not None:
+            return read_file(passphrase_file).decode("utf-8", errors="replace").rstrip("\r\n")
+        return str(typer.prompt(what[:1].upper() + what[1:], hide_input=True, err=True))
 
-
-def _unusable_key(path: Path) -> OperatorError:
-    return OperatorError(
-        "token.unusable_key",
-        f"{path} holds no private key on an elliptic curve that this passphrase opens.",
-        next_step="Name the site's own key, and check the passphrase.",
-    )
+    signer = open_signer(uri, ask)
+    return Issuer(elliptic_key(signer.public_key), lambda data: sign_der(signer, data))
 
 
 def _bad_media(what: str) -> OperatorError:

@@ -1,9 +1,10 @@
-"""The registrar's side of a site's requests about tokens: it notes what comes and answers as told."""
+"""The registrar's side of a site's requests about tokens: it notes what comes, answers as told, and serves files."""
 
 from __future__ import annotations
 
 import ssl
 import threading
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -19,6 +20,7 @@ class PlayedTokenDesk:
 
     def __init__(self, directory: Path) -> None:
         self.status, self.answer = 201, b"{}"
+        self.files: Mapping[str, bytes] = {}
         self.paths: list[str] = []
         self.bodies: list[bytes] = []
         self.authorizations: list[str] = []
@@ -33,6 +35,13 @@ class PlayedTokenDesk:
                 self.send_header("content-length", str(len(played.answer)))
                 self.end_headers()
                 self.wfile.write(played.answer)
+
+            def do_GET(self) -> None:
+                data = played.files.get(self.path.removeprefix("/repository/"))
+                self.send_response(404 if data is None else 200)
+                self.send_header("content-length", str(len(data or b"")))
+                self.end_headers()
+                self.wfile.write(data or b"")
 
             def log_message(self, *_: object) -> None:
                 pass

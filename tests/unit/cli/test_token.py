@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -17,13 +17,15 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from typer.testing import CliRunner
 
-from agent.core.errors import NetworkError, OperatorError, SecureHealthError
+from agent.core.clock import SystemClock
+from agent.core.errors import NetworkError, OperatorError, PeerProtocolError, SecureHealthError
 from agent.enrolment.medium import token_from_image, token_from_stick
-from agent.trust.records import ConsortiumRecord, ServerRecord, public_pem
+from agent.trust.records import CONSORTIUM_TARGET, ServerRecord
 from agent.trust.token import Token, ek_digest, parse_token, site_secret, verify_token
 from provisioning.cli.main import app
 from provisioning.tokens.state import SiteTokenFiles
 from provisioning.tokens.token import TokenEntry
+from tests.simulators.repository import PlayedRepository, consortium, new_signer
 from tests.simulators.token_desk import PlayedTokenDesk
 from tests.simulators.tokens import ISSUER
 
@@ -38,16 +40,15 @@ class Desk:
     registrar: PlayedTokenDesk
 
     def call(self, *arguments: str | Path, answer: str = "") -> str:
-        key, state = self.place / "site.pem", self.place / "state"
-        record, root = self.place / "consortium.json", self.place / "1.root.json"
-        files = ("--key", key, "--state", state, "--consortium", record, "--root", root)
+        key, state, root = f"file:{self.place / 'site.pem'}", self.place / "state", self.place / "1.root.json"
+        files = ("--key", key, "--state", state, "--root", root, "--registrar", self.registrar.address)
         command = ("token", "issue", "--site", "hospital-a", *files, *arguments)
         result = CliRunner().invoke(app, [str(part) for part in command], input=answer)
         if result.exception is not None:
             raise result.exception
         return result.output
 
-    def write_key(self, key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey, passphrase: bytes = b"") -> None:
+    def write_key(self, key: ec.EllipticCurvePrivateKey, passphrase: bytes = b"") -> None:
         encryption = BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
         (self.place / "site.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
 
@@ -63,12 +64,16 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     registrar = PlayedTokenDesk(tmp_path)
     server = ServerRecord(address=registrar.address, root_certificates=registrar.root.read_text())
-    key = public_pem(ec.generate_private_key(ec.SECP256R1()).public_key())
-    record = ConsortiumRecord(
-        id="stroke", name="Stroke", registrar=server, superlink=server, registrar_key=key, coordinator=key
+    repository = PlayedRepository.found(SystemClock())
+    repository.put(
+        repository.targets, CONSORTIUM_TARGET, consortium().model_copy(update={"registrar": server}).encode()
     )
-    (tmp_path / "consortium.json").write_bytes(record.encode())
-    (tmp_path / "1.root.json").write_bytes(b"{}")
+    repository.add_site("hospital-a", new_signer(ISSUER)).sign()
+    repository.add_site("hospital-b", new_signer())
+    repository.sign_targets()
+    repository.publish()
+    registrar.files = repository.files
+    (tmp_path / "1.root.json").write_bytes(repository.files["1.root.json"])
     desk = Desk(tmp_path, registrar)
     desk.write_key(ISSUER)
     try:
@@ -118,14 +123,23 @@ def test_an_encrypted_key_by_prompt_and_by_file(desk: Desk) -> None:
     assert desk.verified((desk.place / "one").read_text()) != desk.verified((desk.place / "two").read_text())
     with pytest.raises(OperatorError) as caught:
         desk.call("--file", desk.place / "three", answer="wrong\n")
-    assert caught.value.code == "token.unusable_key"
+    assert caught.value.code == "authority.bad_key_file"
 
 
-def test_a_key_of_another_kind(desk: Desk) -> None:
-    desk.write_key(ed25519.Ed25519PrivateKey.generate())
-    with pytest.raises(OperatorError) as caught:
+def test_a_key_that_is_none_of_the_site_s_issues_nothing(desk: Desk) -> None:
+    desk.write_key(ec.generate_private_key(ec.SECP256R1()))
+    with pytest.raises(OperatorError, match="none that the consortium knows of hospital-a") as caught:
         desk.call("--file", desk.place / "token")
-    assert caught.value.code == "token.unusable_key"
+    assert caught.value.code == "token.wrong_issuer_key"
+    assert desk.registrar.bodies == []
+
+
+def test_another_consortium_s_registrar_is_not_believed(desk: Desk) -> None:
+    other = PlayedRepository.found(SystemClock())
+    desk.registrar.files = other.files
+    with pytest.raises(PeerProtocolError):
+        desk.call("--file", desk.place / "token")
+    assert desk.registrar.bodies == []
 
 
 @pytest.mark.parametrize(
@@ -134,7 +148,7 @@ def test_a_key_of_another_kind(desk: Desk) -> None:
         ((), "token.bad_media"),
         (("--file", "token", "--qr-terminal"), "token.bad_media"),
         (("--file", "token", "--count", "2"), "token.bad_media"),
-        (("--file", "consortium.json"), "token.bad_media"),
+        (("--file", "1.root.json"), "token.bad_media"),
         (("--sheet", "sheet.pdf", "--count", "0"), "token.bad_request"),
         (("--sheet", "sheet.pdf", "--count", "100000"), "token.bad_request"),
         (("--qr-terminal", "--valid", "7"), "token.bad_validity"),
@@ -142,6 +156,10 @@ def test_a_key_of_another_kind(desk: Desk) -> None:
         (("--qr-terminal", "--valid", "367d"), "token.bad_validity"),
         (("--qr-terminal", "--box", "0b5e"), "token.bad_box"),
         (("--qr-terminal", "--site", "Hospital A"), "core.bad_identifier"),
+        (("--qr-terminal", "--site", "hospital-b"), "token.unknown_site"),
+        (("--qr-terminal", "--site", "hospital-c"), "token.unknown_site"),
+        (("--qr-terminal", "--key", "file:nowhere"), "authority.no_key_file"),
+        (("--qr-terminal", "--root", "site.pem"), "trust.bad_repository"),
     ],
 )
 def test_what_makes_no_token(
