@@ -15,13 +15,13 @@ from datetime import timedelta
 from typing import Final
 
 import structlog
-from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
+from tuf.api.metadata import Metadata, Root, Snapshot, Timestamp
 
 from agent.core.clock import Clock
 from agent.core.errors import PeerProtocolError
 from agent.core.files import store_atomically, sync_directory
 from agent.core.ids import SiteID
-from agent.trust.delegations import SITES, STUDIES, delegated_sites
+from agent.trust.delegations import STUDIES
 from agent.trust.records import SitePaths
 from agent.trust.tuf_faults import translated
 from provisioning.authority.layout import AuthorityLayout
@@ -36,7 +36,7 @@ from provisioning.authority.repository import (
     parse_proposal,
     storing,
 )
-from provisioning.authority.roles import DELEGATED, new_snapshot, new_timestamp
+from provisioning.authority.roles import new_snapshot, new_timestamp
 from provisioning.authority.successor import check_successor
 
 SNAPSHOT_RENEWED_BEFORE: Final = timedelta(days=3)
@@ -127,6 +127,15 @@ class Publisher:
         with self._held():
             return self._publish(self._resume(), Change())
 
+    def resume(self) -> RepositoryState:
+        """Finish what an earlier call began, if anything; returns what is published then.
+
+        Raises:
+            NetworkError, HardwareError: As `publish` says.
+        """
+        with self._held():
+            return self._resume()
+
     def load(self) -> RepositoryState:
         """What is published now.
 
@@ -147,8 +156,8 @@ class Publisher:
         version, snapshot = before.snapshot_version, b""
         if change.roots or change.roles or self._is_snapshot_old(before):
             version += 1
-            listed = delegated_roles({**before.roles, **change.roles})
-            snapshot = new_snapshot(listed, version=version, now=now).to_bytes()
+            # A hospital that was taken out stays listed: clients refuse a snapshot that lists less (TUF 5.5.5).
+            snapshot = new_snapshot({**before.roles, **change.roles}, version=version, now=now).to_bytes()
         timestamp = new_timestamp(version, version=before.timestamp_version + 1, now=now).to_bytes()
         return Proposal(change.roots, change.roles, snapshot, timestamp)
 
@@ -223,13 +232,6 @@ def verify_online(state: RepositoryState) -> None:
         for role, data in ((Snapshot.type, state.snapshot), (Timestamp.type, state.timestamp)):
             metadata = Metadata[Snapshot].from_bytes(data)
             root.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
-
-
-def delegated_roles(roles: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Those of `roles` that are delegated to: a hospital that was taken out is listed no more."""
-    sites = Metadata[Targets].from_bytes(roles[SITES]).signed
-    known = {Targets.type, *DELEGATED, *(SitePaths(site).role for site in delegated_sites(sites))}
-    return {name: data for name, data in roles.items() if name in known}
 
 
 def _is_published(change: Change, state: RepositoryState) -> bool:

@@ -133,9 +133,10 @@ def _check_roles(
         if name in after.roles and {name, SITES} & changed:
             _verify_delegate(after, sites, name, meta, own=f"{SITES}/{site}/")
     known = {Targets.type, *DELEGATED, *hospitals}
-    if unknown := set(after.roles) - known:
+    # A hospital that was taken out stays as it was: clients refuse a snapshot that lists less (TUF 5.5.5).
+    if unknown := set(after.roles) - known - (set(before.roles) - changed):
         raise _may_not(f"nobody delegates to {min(unknown)[:80]!r}")
-    if hidden := (set(before.roles) - set(after.roles)) & known:
+    if hidden := set(before.roles) - set(after.roles):
         raise _may_not(f"its snapshot hides {min(hidden)!r}")
 
 
