@@ -197,6 +197,20 @@ class TrustRepository:
             )
         return _download(self._fetcher, self._url, target)
 
+    def metadata(self, role: str) -> bytes | None:
+        """Metadata of a targets role as the current snapshot lists it; None where it has signed nothing yet.
+
+        Args:
+            role: `targets`, or a delegated role; one that is set aside is given as it was fetched.
+
+        Raises:
+            OperatorError: There is no snapshot yet (`trust.nothing_yet`).
+        """
+        state = self._state
+        if state is None:
+            raise _nothing_yet()
+        return state.targets if role == Targets.type else state.roles.get(role)
+
     def digest(self, path: str) -> str | None:
         """SHA-256 (hex) of a file as the current snapshot's roles list it; None where none does.
 

@@ -1,0 +1,122 @@
+"""`seh-provision site endorse`: a hospital looks at its boxes for itself, and signs for them."""
+
+from __future__ import annotations
+
+import secrets
+import ssl
+import time
+from pathlib import Path
+from typing import Annotated, Final
+
+import structlog
+import typer
+
+from agent.core.clock import SystemClock
+from agent.core.errors import NetworkError, OperatorError
+from agent.core.ids import SiteID, check_identifier
+from agent.statements.roots import key_id
+from agent.trust.repository import TrustRepository
+from provisioning.authority.endorsing import Decide, EndorsingTool, Repository, Verdict, Waiting, decide_later
+from provisioning.authority.signers import Secrets, elliptic_key, open_signer, sign_der
+from provisioning.authority.site import SiteDesk
+from provisioning.authority.site_line import SiteKey, SiteLine
+from provisioning.authority.site_repository import FetchedSource, opened_repository
+from provisioning.cli.files import read_file
+from provisioning.cli.token import TOKENS_DIRECTORY
+from provisioning.tokens.state import SiteTokenFiles, UsedTokenFiles
+
+USED_DIRECTORY: Final = "used"
+TRUST_DIRECTORY: Final = "trust"
+BUSY_PAUSE_S: Final = 0.2
+IDLE_PAUSE_S: Final = 1.0
+LOST_PAUSE_S: Final = 5.0
+
+log = structlog.get_logger()
+
+
+def endorse(
+    *,
+    site: Annotated[str, typer.Option(help="The hospital.")],
+    key: Annotated[str, typer.Option(help="Its key: file:<path>, piv:..., pkcs11:..., tpm:...")],
+    state: Annotated[Path, typer.Option(help="What this tool keeps: tokens, what they were used for, its own copy.")],
+    registrar: Annotated[str, typer.Option(help="The registrar's host:port.")],
+    root: Annotated[Path, typer.Option(help="1.root.json, as the consortium handed it out.")],
+    watch: Annotated[bool, typer.Option("--watch", help="Go on until stopped; ask nobody.")] = False,
+    passphrase_file: Annotated[Path | None, typer.Option(help="Opens the key's file.")] = None,
+) -> None:
+    """Look at the boxes that wait, and endorse those that prove this hospital's own token, or that you recognise."""
+    site_id, clock = SiteID(check_identifier(site, kind="site")), SystemClock()
+    signer = open_signer(key, _secrets(passphrase_file))
+    public_key = elliptic_key(signer.public_key)
+    first_root = read_file(root)
+    with opened_repository(state / TRUST_DIRECTORY, registrar, first_root, clock) as copy:
+        snapshot = copy.refresh()
+        site_key = SiteKey(public_key, lambda data: sign_der(signer, data))
+        with SiteLine(
+            registrar,
+            ssl.create_default_context(cadata=snapshot.consortium.registrar.root_certificates),
+            consortium=copy.root_digest,
+            site=site_id,
+            key=site_key,
+            clock=clock,
+            random_bytes=secrets.token_bytes,
+        ) as line:
+            tool = EndorsingTool(
+                site_id,
+                key_id(public_key),
+                line,
+                Repository(copy.refresh, lambda: SiteDesk(site_id, FetchedSource(copy), [signer], clock)),
+                kept=SiteTokenFiles(state / TOKENS_DIRECTORY),
+                used=UsedTokenFiles(state / USED_DIRECTORY),
+                clock=clock,
+                random_bytes=secrets.token_bytes,
+                decide=decide_later if watch else _ask(copy),
+            )
+            tool.prepare()
+            _keep_looking(tool, watch=watch)
+
+
+def _keep_looking(tool: EndorsingTool, *, watch: bool) -> None:
+    """Until stopped, or without `watch` until nobody waits."""
+    while True:
+        try:
+            waiting = tool.look()
+        except NetworkError as error:
+            if not watch:
+                raise
+            log.warning("registrar_lost", error=error)
+            time.sleep(LOST_PAUSE_S)
+            continue
+        if not waiting and not watch:
+            typer.echo("No box waits for this hospital.")
+            return
+        time.sleep(BUSY_PAUSE_S if waiting else IDLE_PAUSE_S)
+
+
+def _ask(copy: TrustRepository) -> Decide:
+    """Ask at the terminal, once for each box."""
+    said: dict[str, Verdict] = {}
+
+    def decide(waiting: Waiting) -> Verdict:
+        if waiting.enrolment not in said:
+            typer.echo(f"A box with a {waiting.kind.value} key wants to join {copy.current().consortium.name}.")
+            typer.echo(f"Its words: {waiting.words}")
+            same = typer.confirm("Does the box's own screen show the same words?")
+            said[waiting.enrolment] = Verdict.ENDORSE if same else Verdict.REFUSE
+        return said[waiting.enrolment]
+
+    return decide
+
+
+def _secrets(passphrase_file: Path | None) -> Secrets:
+    def ask(what: str) -> str:
+        if passphrase_file is not None:
+            return read_file(passphrase_file).decode().rstrip("\r\n")
+        try:
+            return str(typer.prompt(what.capitalize(), hide_input=True, err=True))
+        except typer.Abort as error:
+            raise OperatorError(
+                "cli.no_secret", f"No {what} was given.", next_step="Give it, or name --passphrase-file."
+            ) from error
+
+    return ask
