@@ -160,9 +160,12 @@ def parse_pins(data: bytes) -> Pins:
     if len(data) > MAX_PINS_BYTES:
         raise _bad_pins(f"it is larger than {MAX_PINS_BYTES} bytes")
     try:
-        return Pins.model_validate_json(data)
+        pins = Pins.model_validate_json(data)
     except ValidationError as error:
         raise _bad_pins(explain_invalid(error, whole="file")) from error
+    if "format" not in pins.model_fields_set:
+        raise _bad_pins("it names no format")  # an empty object would be a memory of nothing
+    return pins
 
 
 def rolled_back(what: str) -> PeerProtocolError:

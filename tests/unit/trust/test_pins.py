@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent.core.errors import OperatorError, PeerProtocolError
@@ -64,6 +64,7 @@ def test_oldest_timestamp_is_one_that_was_old_enough(steps: list[tuple[int, int]
 
 
 @given(st.binary(max_size=200))
+@example(b"{}")
 def test_strange_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(OperatorError) as failure:
         parse_pins(data)
