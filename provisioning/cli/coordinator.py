@@ -9,6 +9,7 @@ import typer
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
+from agent.core.errors import OperatorError
 from agent.core.files import store_atomically
 from provisioning.cli.files import read_file
 
@@ -37,14 +38,27 @@ def prepare(
     directory: DirectoryArgument,
     study: Annotated[Path, typer.Option(help="study.json")],
     model: Annotated[Path, typer.Option(help="The model file that it names.")],
-    roster: Annotated[Path, typer.Option(help="The consortium's roster.")],
     key: Annotated[Path, typer.Option(help="The coordinator's private key.")],
+    roster: Annotated[Path | None, typer.Option(help="The consortium's roster, where it has no repository.")] = None,
+    root: Annotated[Path | None, typer.Option(help="1.root.json, the consortium's first root metadata.")] = None,
+    registrar: Annotated[str | None, typer.Option(help="host:port that serves the repository.")] = None,
 ) -> None:
-    """Put a study, its model, the roster and the key into a directory of their own."""
+    """Put a study, its model, the key, and whom to believe into a directory of their own."""
     from provisioning.coordinator.directory import CoordinatorDirectory, CoordinatorSettings  # noqa: PLC0415 - the same
 
+    if (roster is None) == (root is None) or (root is None) != (registrar is None):
+        raise OperatorError(
+            "coordinator.bad_trust",
+            "A coordinator believes either a roster, or the repository that a registrar serves under a root.",
+            next_step="Name --root and --registrar, or else --roster.",
+        )
     assignment = CoordinatorDirectory(directory).prepare(
-        read_file(study), read_file(model), CoordinatorSettings(), roster=read_file(roster), key=read_file(key)
+        read_file(study),
+        read_file(model),
+        CoordinatorSettings(registrar=registrar),
+        roster=None if roster is None else read_file(roster),
+        root=None if root is None else read_file(root),
+        key=read_file(key),
     )
     typer.echo(f"{assignment.study.id} is prepared in {directory}.")
 

@@ -1,6 +1,6 @@
 """A coordinator's directory: what it is to do, how far it has come, and what came out.
 
-study.json  model.onnx  settings.json  roster.json  coordinator.key     written once, when the directory is prepared
+study.json  model.onnx  settings.json  coordinator.key  roster.json or trust/     when the directory is prepared
 progress.jsonl  checkpoints/  attempt.json  counters.json                   written round by round
 result.json  trained.onnx                 written at the end
 """
@@ -8,6 +8,7 @@ result.json  trained.onnx                 written at the end
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -21,11 +22,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from agent.core.config import Address
 from agent.core.errors import OperatorError, SecureHealthError
 from agent.core.files import store_atomically
 from agent.core.validation import explain_invalid
 from agent.trust.counters import COUNTERS_FILE_NAME
 from agent.trust.model import ModelFile, verify_model
+from agent.trust.repository import bootstrap
 from agent.trust.roster import Roster, parse_roster
 from agent.trust.study import Study, parse_study, study_digest
 
@@ -41,6 +44,7 @@ class CoordinatorSettings(BaseModel):
         gather_s: How long a study that continues without missing hospitals still waits for them at the start.
         keep_checkpoints: How many to keep.
         nodes: Which node speaks for which site, where the names at the SuperLink do not say it.
+        registrar: `host:port` that serves the consortium's repository, where that says who speaks for whom.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,6 +56,20 @@ class CoordinatorSettings(BaseModel):
     gather_s: float = Field(default=10.0, ge=0)
     keep_checkpoints: int = Field(default=3, ge=1, le=1000)
     nodes: dict[str, int] = {}
+    registrar: Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrustPlace:
+    """The consortium's repository, as this coordinator keeps it.
+
+    Args:
+        directory: As `agent.trust.repository.bootstrap` made it.
+        url: Where it is fetched from.
+    """
+
+    directory: Path
+    url: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +77,13 @@ class Protection:
     """What the coordinator of a protected study holds.
 
     Args:
-        roster: Who speaks for which hospital, to name culprits; nodes rely on their own.
+        trust: Who speaks for which hospital, to name culprits; nodes rely on their own.
         key: Signs each round; its public half stands in the hospitals' rosters.
         open_attempt: File that names the attempt under way, for a coordinator that is started again.
         counters: File of what was seen of FIDO2 keys.
     """
 
-    roster: Roster
+    trust: Roster | TrustPlace
     key: ec.EllipticCurvePrivateKey = field(repr=False)
     open_attempt: Path
     counters: Path
@@ -123,6 +141,7 @@ class CoordinatorDirectory:
         settings: CoordinatorSettings,
         *,
         roster: bytes | None = None,
+        root: bytes | None = None,
         key: bytes | None = None,
     ) -> Assignment:
         """Write what the coordinator is to do into a fresh directory.
@@ -131,7 +150,8 @@ class CoordinatorDirectory:
             study: The study file, as signed.
             model: The model file that it names.
             settings: The operator's part.
-            roster: The consortium's roster; secure aggregation needs it.
+            roster: The consortium's roster; secure aggregation needs it, or `root`.
+            root: The consortium's first root metadata; its repository then comes from `settings.registrar`.
             key: The coordinator's private key (PEM, PKCS #8); secure aggregation needs it.
 
         Raises:
@@ -144,11 +164,14 @@ class CoordinatorDirectory:
                 next_step="Choose another directory, or resume the study that is there.",
             )
         parsed = parse_study(study)
+        self.path.mkdir(parents=True, exist_ok=True)
+        if root is not None:
+            bootstrap(self.path / "trust", root, hashlib.sha256(root).hexdigest())
         protection = self._protection(settings, roster, key)
         assignment = Assignment(parsed, study_digest(study), verify_model(model, parsed.model), settings, protection)
-        self.path.mkdir(parents=True, exist_ok=True)
-        if roster is not None and key is not None:
+        if roster is not None:
             store_atomically(self.path / "roster.json", roster)
+        if key is not None:
             store_atomically(self.path / "coordinator.key", key, mode=0o600)
         store_atomically(self.path / "model.onnx", model)
         store_atomically(self.path / "settings.json", settings.model_dump_json(indent=2).encode() + b"\n")
@@ -167,17 +190,23 @@ class CoordinatorDirectory:
         model = verify_model(model_bytes, study.model)
         roster = key = None
         if settings.aggregation == "secure":
-            roster, key = self._read("roster.json"), self._read("coordinator.key")
+            key = self._read("coordinator.key")
+            roster = None if settings.registrar else self._read("roster.json")
         return Assignment(study, study_digest(study_bytes), model, settings, self._protection(settings, roster, key))
 
     def _protection(self, settings: CoordinatorSettings, roster: bytes | None, key: bytes | None) -> Protection | None:
         if settings.aggregation != "secure":
             return None
-        if roster is None or key is None:
-            raise bad_setting("aggregation", "secure aggregation needs a roster and the coordinator's key")
-        return Protection(
-            parse_roster(roster), _parse_key(key), self.path / "attempt.json", self.path / COUNTERS_FILE_NAME
-        )
+        trust = self._trust(settings, roster)
+        if trust is None or key is None:
+            raise bad_setting("aggregation", "secure aggregation needs a roster or a root, and the coordinator's key")
+        return Protection(trust, _parse_key(key), self.path / "attempt.json", self.path / COUNTERS_FILE_NAME)
+
+    def _trust(self, settings: CoordinatorSettings, roster: bytes | None) -> Roster | TrustPlace | None:
+        if settings.registrar is None:
+            return None if roster is None else parse_roster(roster)
+        place = self.path / "trust"
+        return TrustPlace(place, f"https://{settings.registrar}/repository/") if place.is_dir() else None
 
     def store_result(self, model: bytes, result: dict[str, object]) -> None:
         """Write the trained model, then the result that names it."""

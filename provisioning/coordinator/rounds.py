@@ -11,16 +11,18 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from agent.core.clock import Clock
+from agent.core.clock import Clock, SystemClock
 from agent.core.errors import OperatorError, SecureHealthError
 from agent.secagg.accounting import spent_privacy
 from agent.trust.metrics import cohort_metrics, moments_from_sums, moments_layout, training_layout
+from agent.trust.peers import Peers
 from agent.trust.terms import aggregation_terms
 from provisioning.coordinator.aggregation import Aggregation, Kind, PlainAggregation, Report, RoundSum, RoundTask
 from provisioning.coordinator.checkpoint import Checkpoint, CheckpointStore
 from provisioning.coordinator.directory import Assignment, CoordinatorDirectory
 from provisioning.coordinator.exchange import Exchange, Line
 from provisioning.coordinator.gathering import Gathering
+from provisioning.coordinator.peers import opened_peers
 from provisioning.coordinator.progress import Happening, ProgressLog, RoundRecord
 from provisioning.coordinator.secure import SecureAggregation
 from provisioning.coordinator.strategy import ServerOptimiser
@@ -57,10 +59,10 @@ def coordinate(path: Path, surroundings: Surroundings) -> None:
     """
     directory = CoordinatorDirectory(path)
     assignment = directory.load()
-    with directory.hold():
+    with directory.hold(), opened_peers(assignment, SystemClock()) as peers:
         progress = ProgressLog(directory.progress, surroundings.clock)
         try:
-            Coordination(directory, assignment, surroundings, progress).run()
+            Coordination(directory, assignment, surroundings, progress, peers).run()
         except SecureHealthError as error:
             # What an operator must correct first ends the run; anything else it can be resumed after.
             progress.note_error(Happening.FAILED if isinstance(error, OperatorError) else Happening.PAUSED, error)
@@ -69,16 +71,15 @@ def coordinate(path: Path, surroundings: Surroundings) -> None:
             progress.close()
 
 
-def make_aggregation(assignment: Assignment, report: Report) -> Aggregation:
+def make_aggregation(assignment: Assignment, report: Report, peers: Peers | None) -> Aggregation:
     """The aggregation that the coordinator's settings name.
 
     Raises:
         OperatorError: It is not allowed here, or not there.
     """
-    return _AGGREGATIONS[assignment.settings.aggregation](assignment, report)
-
-
-_AGGREGATIONS: dict[str, AggregationMaker] = {"plain": PlainAggregation, "secure": SecureAggregation}
+    if assignment.settings.aggregation == "plain":
+        return PlainAggregation(assignment, report)
+    return SecureAggregation(assignment, report, peers)
 
 
 class Coordination:
@@ -90,6 +91,7 @@ class Coordination:
         assignment: Assignment,
         surroundings: Surroundings,
         progress: ProgressLog,
+        peers: Peers | None,
     ) -> None:
         """Prepare, and read where the study stands; nothing is sent yet.
 
@@ -98,6 +100,7 @@ class Coordination:
             assignment: What is to be done, as loaded from there.
             surroundings: Messages and time.
             progress: Takes the events.
+            peers: Who speaks for which hospital; None where nothing is protected.
 
         Raises:
             OperatorError: The study has ended, its strategy or the kind of aggregation cannot be used, or no checkpoint
@@ -113,7 +116,7 @@ class Coordination:
         self._exchange = Exchange(surroundings.line_to(assignment), surroundings.clock, surroundings.sleep)
         self._gathering = Gathering(assignment, self._exchange, progress)
         self._optimiser = ServerOptimiser(assignment.study)
-        self._aggregation = make_aggregation(assignment, progress.note_arrival)
+        self._aggregation = make_aggregation(assignment, progress.note_arrival, peers)
         self._checkpoints = CheckpointStore(directory.checkpoints, assignment.settings.keep_checkpoints)
         self._state = self._load_state()
 

@@ -13,7 +13,6 @@ import structlog
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from agent.core.clock import SystemClock
 from agent.core.errors import OperatorError, PeerProtocolError
 from agent.core.files import store_atomically
 from agent.core.wire import Frame, Refusal
@@ -23,9 +22,8 @@ from agent.secagg.server import RoundSum as SecureSum
 from agent.secagg.server import ServerRound, ServerSession
 from agent.secagg.terms import Dropout
 from agent.secagg.transcript import NO_DIGEST
-from agent.trust.counters import CounterStore
-from agent.trust.peers import PinnedPeers
-from agent.trust.terms import aggregation_terms, check_privacy, encode_configuration, least_evidence
+from agent.trust.peers import Peers
+from agent.trust.terms import aggregation_terms, check_privacy, encode_configuration
 from provisioning.coordinator.aggregation import Report, RoundSum, RoundTask, refused_by
 from provisioning.coordinator.directory import Assignment
 from provisioning.coordinator.exchange import (
@@ -54,14 +52,19 @@ log = structlog.get_logger()
 class SecureAggregation:
     """Obtains a cohort's sum without ever holding one hospital's part of it in the clear."""
 
-    def __init__(self, assignment: Assignment, report: Report) -> None:
+    def __init__(self, assignment: Assignment, report: Report, peers: Peers | None) -> None:
         """Prepare a session with a fresh run id: a coordinator that is started again asks for new keys.
+
+        Args:
+            assignment: What is to be done.
+            report: Told of everything that comes.
+            peers: Who speaks for which hospital.
 
         Raises:
             OperatorError: The study's terms cannot be kept, or roster or key are missing.
         """
         protection = assignment.protection
-        if protection is None:
+        if protection is None or peers is None:
             raise OperatorError(
                 "coordinator.unprotected",
                 "Secure aggregation needs the consortium's roster and the coordinator's key.",
@@ -75,12 +78,7 @@ class SecureAggregation:
         self._session = ServerSession(
             terms=terms,
             run=os.urandom(16),
-            roster=PinnedPeers(
-                protection.roster,
-                SystemClock(),
-                CounterStore(protection.counters),
-                minimum=least_evidence(assignment.study),
-            ),
+            roster=peers,
             sign=_signer(protection.key),
             workers=max(1, min(4, os.cpu_count() or 1)),
         )

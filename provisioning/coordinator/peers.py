@@ -1,0 +1,73 @@
+"""Who speaks for which hospital, as the coordinator sees it, to name culprits; nodes rely on their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import structlog
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from agent.core.clock import Clock
+from agent.core.errors import NetworkError
+from agent.statements.roots import public_key_bytes
+from agent.trust.counters import CounterStore
+from agent.trust.fetcher import BoundedFetcher
+from agent.trust.peers import Peers, PinnedPeers, RepositoryPeers
+from agent.trust.records import parse_public_pem
+from agent.trust.repository import TrustRepository
+from agent.trust.roster import Roster
+from agent.trust.snapshot import TrustSnapshot
+from agent.trust.terms import least_evidence
+from provisioning.coordinator.directory import Assignment, Protection, TrustPlace, bad_setting
+
+log = structlog.get_logger()
+
+
+@contextmanager
+def opened_peers(assignment: Assignment, clock: Clock) -> Iterator[Peers | None]:
+    """The peers of a protected study, by its roster or by the consortium's repository; None where it has none.
+
+    Args:
+        assignment: What is to be done.
+        clock: For certificates' times.
+
+    Raises:
+        OperatorError: The repository names another coordinator's key.
+        SecureHealthError: The repository can be read neither from the network nor from the disk.
+    """
+    protection = assignment.protection
+    if protection is None:
+        yield None
+        return
+    counters = CounterStore(protection.counters)
+    minimum = least_evidence(assignment.study)
+    if isinstance(protection.trust, Roster):
+        yield PinnedPeers(protection.trust, clock, counters, minimum=minimum)
+        return
+    with _opened_repository(protection.trust, protection, clock) as repository:
+        yield RepositoryPeers(repository, counters, minimum=minimum)
+
+
+@contextmanager
+def _opened_repository(place: TrustPlace, protection: Protection, clock: Clock) -> Iterator[TrustRepository]:
+    with (
+        closing(BoundedFetcher(clock)) as fetcher,
+        TrustRepository(place.directory, place.url, fetcher, clock) as repository,
+    ):
+        _check_key(_newest(repository), protection.key)
+        yield repository
+
+
+def _newest(repository: TrustRepository) -> TrustSnapshot:
+    try:
+        return repository.refresh()
+    except NetworkError as error:
+        log.warning("trust_not_refreshed", error=error)
+        return repository.load()
+
+
+def _check_key(snapshot: TrustSnapshot, key: ec.EllipticCurvePrivateKey) -> None:
+    named = parse_public_pem(snapshot.consortium.coordinator)
+    if public_key_bytes(named) != public_key_bytes(key.public_key()):
+        raise bad_setting("coordinator.key", "the consortium's repository names another coordinator")
