@@ -39,12 +39,13 @@ from agent.trust.pins import SitePin
 from agent.trust.reading import Reading, read_repository
 from agent.trust.records import parse_public_pem
 from agent.trust.snapshot import TrustSnapshot
-from agent.trust.store import StoredState, TrustStore, pin_root
+from agent.trust.store import MAX_STATE_BYTES, StoredState, TrustStore, pin_root
 from agent.trust.study import MAX_MODEL_BYTES
 from agent.trust.tuf_faults import bad_repository, check_not_expired, translated
 
 REFRESH_LIMIT_S: Final = 300.0
 """How long one refresh may take in all, however many files there are."""
+MAX_FETCHED_BYTES: Final = MAX_STATE_BYTES // 2
 _MISSING: Final = {HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND}
 _CONFIG: Final = UpdaterConfig(
     max_root_rotations=256,
@@ -257,6 +258,7 @@ class TrustRepository:
         self._state, self._reading, self._floor_s = state, reading, top.issued_s
 
     def _fetch_top_level(self) -> StoredState:
+        # python-tuf holds expiry against the system's clock; the caller does so again, against the present known here.
         cache = self._store.cache
         with translated():
             updater = Updater(str(cache), self._url, fetcher=self._fetcher, config=_CONFIG, bootstrap=self._store.root)
@@ -288,7 +290,7 @@ class _Kept:
         return data
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Fetched:
     """Files from the network; those that are kept already are not fetched again."""
 
@@ -299,10 +301,11 @@ class _Fetched:
     absent: set[str]
     roles: dict[str, bytes] = field(default_factory=dict)
     records: dict[str, bytes] = field(default_factory=dict)
+    size: int = 0
     end_s: float = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "end_s", self.clock.monotonic_s() + REFRESH_LIMIT_S)
+        self.end_s = self.clock.monotonic_s() + REFRESH_LIMIT_S
 
     def role(self, name: str, listing: MetaFile) -> bytes:
         data = self.kept.roles.get(name) if self.kept else None
@@ -310,7 +313,7 @@ class _Fetched:
             length = min(listing.length or MAX_ROLE_BYTES, MAX_ROLE_BYTES)
             with translated():
                 data = self._download(f"{listing.version}.{name}.json", length)
-        self.roles[name] = data
+        self.roles[name] = self._taken(data)
         return data
 
     def older_role(self, name: str, version: int) -> bytes | None:
@@ -332,12 +335,18 @@ class _Fetched:
         if data is None:
             self._check_time()
             data = _download(self.fetcher, self.url, target)
-        self.records[digest] = data
+        self.records[digest] = self._taken(data)
         return data
 
     def _download(self, file: str, limit_bytes: int) -> bytes:
         self._check_time()
         return bytes(self.fetcher.download_bytes(f"{self.url}{file}", limit_bytes))
+
+    def _taken(self, data: bytes) -> bytes:
+        self.size += len(data)
+        if self.size > MAX_FETCHED_BYTES:
+            raise bad_repository(f"it is larger than {MAX_FETCHED_BYTES} bytes")
+        return data
 
     def _check_time(self) -> None:
         if self.clock.monotonic_s() > self.end_s:

@@ -12,7 +12,6 @@ from agent.core.ids import SiteID
 from agent.trust.delegations import SITES, expiry_s
 from agent.trust.pins import SitePin
 from agent.trust.records import (
-    MAX_RECORD_BYTES,
     NodeFile,
     RevocationsFile,
     SitePaths,
@@ -25,6 +24,8 @@ from agent.trust.tuf_faults import bad_repository
 
 MAX_NODES_PER_SITE: Final = 64
 MAX_STEWARDS_PER_SITE: Final = 64
+MAX_SITE_BYTES: Final = 1 << 20
+"""Greatest size of all records of a hospital together: none fills the others' boxes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ def site_files(paths: SitePaths, role: Targets) -> SiteFiles:
         role: Its verified metadata.
 
     Raises:
-        PeerProtocolError: There are too many, or one is too large.
+        PeerProtocolError: There are too many, or they are too large.
     """
     own = f"{SITES}/{paths.site}"
     found = SiteFiles(
@@ -63,9 +64,8 @@ def site_files(paths: SitePaths, role: Targets) -> SiteFiles:
         _matching(role.targets, f"{own}/stewards/", ".json", MAX_STEWARDS_PER_SITE),
         tuple({paths.revocations} & role.targets.keys()),
     )
-    for path in found.all:
-        if role.targets[path].length > MAX_RECORD_BYTES:
-            raise bad_repository(f"{path} is larger than {MAX_RECORD_BYTES} bytes")
+    if sum(role.targets[path].length for path in found.all) > MAX_SITE_BYTES:
+        raise bad_repository(f"the records of {paths.site} are larger than {MAX_SITE_BYTES} bytes")
     return found
 
 

@@ -14,7 +14,7 @@ from agent.core.ids import SiteID
 from agent.statements.roots import key_id
 from agent.trust.delegations import MAX_SITES, MAX_TARGETS, ROLE_KEYS_FIELD, role_keys
 from agent.trust.repository import bootstrap
-from agent.trust.site_records import MAX_NODES_PER_SITE
+from agent.trust.site_records import MAX_NODES_PER_SITE, MAX_SITE_BYTES
 from tests.simulators.repository import (
     DAY,
     PlayedRepository,
@@ -204,6 +204,22 @@ def test_too_many_nodes(scene: Scene) -> None:
         scene.site.put(scene.site.paths.node(str(number)), b"{}")
     scene.publish_site()
     assert f"more than {MAX_NODES_PER_SITE} files" in scene.set_aside()
+
+
+def test_hospital_that_would_fill_the_others_disks(scene: Scene) -> None:
+    for number in range(3):
+        scene.site.put(scene.site.paths.node(str(number)), bytes(MAX_SITE_BYTES // 2))
+    scene.publish_site()
+    assert f"larger than {MAX_SITE_BYTES} bytes" in scene.set_aside()
+    assert (scene.directory / "trusted.cbor").stat().st_size < MAX_SITE_BYTES
+
+
+def test_more_than_a_box_keeps(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.trust.repository.MAX_FETCHED_BYTES", 10_000)
+    for _ in range(20):
+        scene.site.add_node(new_key())
+    scene.publish_site()
+    assert scene.refused() == "trust.bad_repository"
 
 
 def test_record_under_another_name(scene: Scene) -> None:
