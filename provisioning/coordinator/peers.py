@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from typing import Final
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -20,6 +22,8 @@ from agent.trust.roster import Roster
 from agent.trust.snapshot import TrustSnapshot
 from agent.trust.terms import least_evidence
 from provisioning.coordinator.directory import Assignment, Protection, TrustPlace, bad_setting
+
+REFRESH_S: Final = 60.0
 
 log = structlog.get_logger()
 
@@ -46,7 +50,40 @@ def opened_peers(assignment: Assignment, clock: Clock) -> Iterator[Peers | None]
         yield PinnedPeers(protection.trust, clock, counters, minimum=minimum)
         return
     with _opened_repository(protection.trust, protection, clock) as repository:
-        yield RepositoryPeers(repository, counters, minimum=minimum)
+        yield RepositoryPeers(_FreshSource(repository, clock), counters, minimum=minimum)
+
+
+@dataclass(slots=True)
+class _FreshSource:
+    """Asks the repository again where the last time was a while ago: a run may last for days.
+
+    Args:
+        repository: Opened, with a snapshot.
+        clock: For the while.
+    """
+
+    repository: TrustRepository
+    clock: Clock
+    asked_s: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.asked_s = self.clock.monotonic_s()
+
+    def current(self) -> TrustSnapshot:
+        """The newest snapshot, at most a minute old where the repository answers."""
+        now_s = self.clock.monotonic_s()
+        if now_s - self.asked_s >= REFRESH_S:
+            self.asked_s = now_s
+            return _newest(self.repository)
+        return self.repository.current()
+
+    def refresh(self) -> TrustSnapshot:
+        """Ask now."""
+        return self.repository.refresh()
+
+    def now_s(self) -> int:
+        """The present, in seconds since 1970, not before the latest signed time."""
+        return self.repository.now_s()
 
 
 @contextmanager

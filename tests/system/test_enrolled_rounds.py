@@ -1,0 +1,46 @@
+"""Secure studies of boxes that were enrolled by sticks, and what revoking one of them does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.simulators.enrolled_consortium import EnrolledConsortium
+from tests.simulators.superlink import RunningSuperLink, wait_until
+
+pytestmark = pytest.mark.slow
+
+QUANTISATION = 2e-3
+
+
+def test_boxes_that_came_bare_end_a_study_at_the_weighted_mean(superlink: RunningSuperLink, tmp_path: Path) -> None:
+    with EnrolledConsortium.grow(superlink, tmp_path) as consortium:
+        consortium.launch()
+        consortium.wait_for("finished")
+        np.testing.assert_allclose(consortium.trained, 1.0 + 3 * consortium.mean, atol=QUANTISATION)
+        assert [record["cohort"] for record in consortium.result["history"]] == [list(consortium.sites)] * 3
+
+
+def test_a_revoked_box_is_refused_by_every_peer_in_the_next_round(superlink: RunningSuperLink, tmp_path: Path) -> None:
+    # While a round is trained, every box asks the repository at least once.
+    with EnrolledConsortium.grow(
+        superlink, tmp_path, refresh_s=0.5, training_s=3.0, rounds=50, round_deadline_s=30
+    ) as consortium:
+        consortium.launch()
+        consortium.wait_for_work("a", "masked-input 2")
+        consortium.revoke("d")
+        gone = consortium.box("d").site
+        for letter in "abc":
+            box = consortium.box(letter)
+            wait_until(
+                lambda box=box: any(gone in str(event) for event in box.events("message_refused")),  # type: ignore[misc]
+                limit_s=60,
+                what=f"{box.site} refuses {gone}",
+            )
+        # Without the box the whole cohort is not there, and nothing less is ever summed.
+        consortium.wait_for("paused", limit_s=120)
+        rounds = len(consortium.events("round"))
+        assert rounds < 50
+        assert all(record["cohort"] == list(consortium.sites) for record in consortium.events("round"))
