@@ -39,8 +39,9 @@ from agent.trust.records import FIDO2Record, NodeFile, public_pem
 from agent.trust.snapshot import TrustSnapshot
 from provisioning.authority.appraisal import Finding, Subject, Terms, Unconfirmed, appraise, confirm
 from provisioning.authority.site import SiteDesk, StagedSite
-from provisioning.authority.site_line import RandomBytes, SiteLine
+from provisioning.authority.site_line import SiteLine
 from provisioning.tokens.state import KeptToken, SiteTokenFiles, UsedTokenFiles
+from provisioning.tokens.token import RandomBytes
 
 MAX_WAITING: Final = 1024
 NONCE_BYTES: Final = 32

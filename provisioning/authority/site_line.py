@@ -5,13 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import ssl
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Self
 
 import httpx
-from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent.core.clock import Clock
@@ -20,30 +17,11 @@ from agent.core.ids import SiteID
 from agent.statements.envelope import Proof, encode_proof
 from agent.statements.kinds import SiteRequest
 from agent.statements.roots import key_id
+from provisioning.tokens.token import Issuer, RandomBytes
 
 LIMIT_S: Final = 15.0
 MAX_ANSWER_BYTES: Final = 16 << 20
 NONCE_BYTES: Final = 32
-
-RandomBytes = Callable[[int], bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class SiteKey:
-    """The key that a hospital's tools sign requests with.
-
-    Args:
-        public_key: As the repository lists it in the hospital's role.
-        sign: Signs bytes with it: ECDSA over the curve's own hash, DER.
-    """
-
-    public_key: ec.EllipticCurvePublicKey
-    sign: Callable[[bytes], bytes] = field(repr=False)
-
-    @property
-    def key_id(self) -> str:
-        """SHA-256 of its SubjectPublicKeyInfo, hex."""
-        return key_id(self.public_key)
 
 
 class _Refusal(BaseModel):
@@ -62,7 +40,7 @@ class SiteLine:
         trust: Whose certificates count.
         consortium: Digest of its root, hex.
         site: The hospital.
-        key: Signs.
+        key: The hospital's, as the repository lists it in its role.
         clock: For the time of each request.
         random_bytes: For nonces.
     """
@@ -74,7 +52,7 @@ class SiteLine:
         *,
         consortium: str,
         site: SiteID,
-        key: SiteKey,
+        key: Issuer,
         clock: Clock,
         random_bytes: RandomBytes,
     ) -> None:
@@ -135,7 +113,7 @@ class SiteLine:
             issued_s=int(self._clock.now().timestamp()),
             nonce=self._random_bytes(NONCE_BYTES).hex(),
         )
-        unsigned = Proof(request.payload_type(), request.payload(), self._key.key_id, b"")
+        unsigned = Proof(request.payload_type(), request.payload(), key_id(self._key.public_key), b"")
         signature = self._key.sign(unsigned.signed_bytes())
         envelope = encode_proof(Proof(unsigned.payload_type, unsigned.payload, unsigned.key_id, signature))
         return f"DSSE {base64.urlsafe_b64encode(envelope).decode('ascii')}"

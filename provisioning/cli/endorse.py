@@ -19,11 +19,12 @@ from agent.trust.repository import TrustRepository
 from provisioning.authority.endorsing import Decide, EndorsingTool, Repository, Verdict, Waiting, decide_later
 from provisioning.authority.signers import Secrets, elliptic_key, open_signer, sign_der
 from provisioning.authority.site import SiteDesk
-from provisioning.authority.site_line import SiteKey, SiteLine
+from provisioning.authority.site_line import SiteLine
 from provisioning.authority.site_repository import FetchedSource, opened_repository
 from provisioning.cli.files import read_file
 from provisioning.cli.token import TOKENS_DIRECTORY
 from provisioning.tokens.state import SiteTokenFiles, UsedTokenFiles
+from provisioning.tokens.token import Issuer
 
 USED_DIRECTORY: Final = "used"
 TRUST_DIRECTORY: Final = "trust"
@@ -51,13 +52,12 @@ def endorse(
     first_root = read_file(root)
     with opened_repository(state / TRUST_DIRECTORY, registrar, first_root, clock) as copy:
         snapshot = copy.refresh()
-        site_key = SiteKey(public_key, lambda data: sign_der(signer, data))
         with SiteLine(
             registrar,
             ssl.create_default_context(cadata=snapshot.consortium.registrar.root_certificates),
             consortium=copy.root_digest,
             site=site_id,
-            key=site_key,
+            key=Issuer(public_key, lambda data: sign_der(signer, data)),
             clock=clock,
             random_bytes=secrets.token_bytes,
         ) as line:

@@ -19,6 +19,7 @@ from agent.core.ids import SiteID, check_identifier
 from agent.trust.fingerprint import consortium_words
 from agent.trust.snapshot import TrustSnapshot
 from provisioning.authority.signers import elliptic_key, open_signer, sign_der
+from provisioning.authority.site_line import SiteLine
 from provisioning.cli.files import read_file
 from provisioning.tokens.consortium import check_issuer, fetch_consortium
 from provisioning.tokens.register import SiteRegister
@@ -131,15 +132,16 @@ def issue_tokens(
     destination = Destination.of(consortium.consortium.registrar, consortium.root_digest)
     tokens = make_tokens(destination, site_id, boxes=boxes, expires_s=expires_s, random_bytes=secrets.token_bytes)
     trust = ssl.create_default_context(cadata=consortium.consortium.registrar.root_certificates)
-    with SiteRegister(
+    with SiteLine(
         destination.registrar,
         trust,
         consortium=consortium.root_digest,
-        issuer=issuer,
+        site=site_id,
+        key=issuer,
         clock=clock,
         random_bytes=secrets.token_bytes,
-    ) as register:
-        issued = issue(tokens, issuer, register, SiteTokenFiles(state / TOKENS_DIRECTORY))
+    ) as line:
+        issued = issue(tokens, issuer, SiteRegister(line), SiteTokenFiles(state / TOKENS_DIRECTORY))
     media.write(issued, consortium, label or ())
     until = datetime.fromtimestamp(expires_s, UTC)
     typer.echo(f"{len(issued)} token(s) for {site_id}, each good for one box until {until:%Y-%m-%d %H:%M} UTC.")

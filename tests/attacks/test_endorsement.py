@@ -52,7 +52,8 @@ def test_the_registrar_puts_its_own_key_in_the_box_s_place_in_mid_talk(scene: En
     scene.tool.look()
     scene.registrar.answer(box, scene.asker_key)
     shown = dict(scene.registrar.waiting["one"])
-    scene.registrar.add(rogue, **{name: shown[name] for name in ("state", "nonce", "evidence", "proof")})
+    scene.registrar.add(rogue)
+    scene.registrar.waiting["one"] |= {name: shown[name] for name in ("state", "nonce", "evidence", "proof")}
     scene.tool.look()  # another box than the one that was asked: it is asked for itself
     assert scene.nodes() == []
     scene.registrar.answer(rogue, scene.asker_key, proof=shown["proof"])

@@ -16,7 +16,8 @@ from agent.core.errors import NetworkError, OperatorError, PeerProtocolError
 from agent.statements.envelope import parse_proof
 from agent.statements.kinds import SiteRequest
 from agent.statements.roots import verify_with
-from provisioning.tokens.register import MAX_ANSWER_BYTES, SiteRegister
+from provisioning.authority.site_line import MAX_ANSWER_BYTES, SiteLine
+from provisioning.tokens.register import SiteRegister
 from provisioning.tokens.token import TokenEntry
 from tests.simulators.clock import SetClock
 from tests.simulators.superlink import prepare_tls
@@ -41,10 +42,10 @@ def registrar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Playe
 
 def add(registrar: PlayedTokenDesk, *, address: str = "", trust: ssl.SSLContext | None = None) -> None:
     address, trust = address or registrar.address, trust or registrar.trust
-    with SiteRegister(
-        address, trust, consortium=CONSORTIUM, issuer=KEY, clock=CLOCK, random_bytes=os.urandom
-    ) as register:
-        register.add(ENTRY)
+    with SiteLine(
+        address, trust, consortium=CONSORTIUM, site=TOKEN.site, key=KEY, clock=CLOCK, random_bytes=os.urandom
+    ) as line:
+        SiteRegister(line).add(ENTRY)
 
 
 def test_an_entry_arrives_with_a_request_that_the_site_s_key_signed(registrar: PlayedTokenDesk) -> None:
@@ -77,7 +78,7 @@ def test_a_refusal_is_passed_on_in_the_registrar_s_words(registrar: PlayedTokenD
     registrar.answer = json.dumps(refusal).encode()
     with pytest.raises(OperatorError, match="The site is suspended") as caught:
         add(registrar)
-    assert (caught.value.code, caught.value.next_step) == ("token.registrar_refused", "Ask the consortium.")
+    assert (caught.value.code, caught.value.next_step) == ("site_line.refused", "Ask the consortium.")
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,7 @@ def test_another_answer_is_the_other_side_s_fault(registrar: PlayedTokenDesk, st
     registrar.status, registrar.answer = status, answer
     with pytest.raises(PeerProtocolError) as caught:
         add(registrar)
-    assert caught.value.code == "token.registrar_answer"
+    assert caught.value.code == "site_line.bad_answer"
 
 
 def test_a_registrar_under_another_authority_learns_nothing(registrar: PlayedTokenDesk, tmp_path: Path) -> None:
@@ -96,11 +97,11 @@ def test_a_registrar_under_another_authority_learns_nothing(registrar: PlayedTok
     other = ssl.create_default_context(cafile=str(prepare_tls(tmp_path / "other").root))
     with pytest.raises(NetworkError) as caught:
         add(registrar, trust=other)
-    assert caught.value.code == "token.registrar_unreachable"
+    assert caught.value.code == "site_line.unreachable"
     assert registrar.paths == []
 
 
 def test_a_registrar_that_is_away_is_named_as_such(registrar: PlayedTokenDesk) -> None:
     with pytest.raises(NetworkError) as caught:
         add(registrar, address="127.0.0.1:1")
-    assert caught.value.code == "token.registrar_unreachable"
+    assert caught.value.code == "site_line.unreachable"
