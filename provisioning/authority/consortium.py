@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
 from cryptography import x509
@@ -40,6 +41,7 @@ from agent.trust.records import (
     public_pem,
 )
 from agent.trust.snapshot import Environment
+from provisioning.authority.cosigner import STATE_FILE, encode_state
 from provisioning.authority.keyring import Keyring
 from provisioning.authority.layout import AuthorityLayout
 from provisioning.authority.online import LocalOnlineSigner
@@ -62,6 +64,7 @@ KEYS_A_ROLE: Final = 2
 """How many keys each offline role has, and how many of them must sign: one of each organisation where there are two."""
 MIN_PASSPHRASE_CHARACTERS: Final = 15  # NIST SP 800-63B-4 3.1.1.2, for a secret that stands alone
 _REGISTRAR_KEY, _COORDINATOR_KEY, _ONLINE_KEY, _AUTHORITY_KEY = "registrar.pem", "coordinator.pem", "online.pem", "ca"
+COSIGNER_STATE: Final = "state"
 _ALL_KINDS: Final = (KeyKind.TPM, KeyKind.PIV, KeyKind.FIDO2, KeyKind.PKCS11)
 
 MakerName = Literal["test", "virtual", "hardware"]
@@ -162,6 +165,8 @@ class Founding:
             Step("settings of the servers", self._has_settings, self._write_settings),
             Step("the trust repository", self._is_published, self._publish),
         ]
+        if self._plan.organisations > 1:
+            steps.append(Step("what the cosigner begins with", self._cosigner_state.exists, self._write_cosigner_state))
         return tuple(steps)
 
     def run(self, tell: Callable[[str], object]) -> bool:
@@ -332,7 +337,7 @@ class Founding:
         registrar["cosigner"] = {"address": plan.cosigner, "root_certificates": "tls/authority.pem"}
         cosigner = {
             "listen": f"0.0.0.0:{_port(plan.cosigner)}",
-            "state": "state",
+            "state": COSIGNER_STATE,
             "key": f"{FILE_SCHEME}:keys/{_ONLINE_KEY}",
             "tls": {"certificate": "tls/cosigner/server.pem", "key": "tls/cosigner/server.key"},
         }
@@ -365,6 +370,14 @@ class Founding:
         if publisher.resume().timestamp:
             return
         publisher.publish(self._first_change())
+
+    @property
+    def _cosigner_state(self) -> Path:
+        return self._layout.second_organisation.path / COSIGNER_STATE / STATE_FILE
+
+    def _write_cosigner_state(self) -> None:
+        make_directory(self._cosigner_state.parent)
+        store_atomically(self._cosigner_state, encode_state(self._files.load()), mode=0o600)
 
     def _first_change(self) -> Change:
         now = self._clock.now()
