@@ -153,12 +153,24 @@ class Conversation:
             if situation.state is not before:
                 before, pause_s = situation.state, POLL_FIRST_S
                 self._say(situation.state)
-            act = self._actions.get(situation.state)
-            if act is not None:
-                act(situation)
+            if self._act(situation):
                 continue
             self._patience.pause(pause_s)
             pause_s = min(pause_s * _POLL_GROWTH, POLL_CAP_S)
+
+    def _act(self, situation: Situation) -> bool:
+        """Do what the state asks; returns whether that was anything."""
+        act = self._actions.get(situation.state)
+        if act is None:
+            return False
+        try:
+            act(situation)
+        except OperatorError as error:
+            # The hospital's tool began anew while this box answered: the next look says what is asked now.
+            if error.details.get("registrar_code") != "enrol.wrong_state":
+                raise
+            return False
+        return True
 
     def _prove_to_registrar(self, _: Situation) -> None:
         asker = key_id(parse_public_pem(self._occasion.snapshot.consortium.registrar_key))

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -16,15 +17,19 @@ from agent.core.clock import Clock
 from agent.core.config import AgentConfig, Pinned
 from agent.core.errors import HardwareError, OperatorError, SecureHealthError
 from agent.core.files import store_atomically
+from agent.core.ids import SiteID
 from agent.enrolment.record import EnrolmentFolder, EnrolmentRecord
 from agent.identity.key import HardwareKey
 from agent.service.shelf import StudyLibrary
-from agent.service.trust import REFRESH_S, OpenedRepository, TrustKeeper, TrustNews
+from agent.service.trust import REFRESH_S, OpenedRepository, TrustKeeper
 from agent.trust.counters import COUNTERS_FILE_NAME, CounterStore
 from agent.trust.peers import Peers, PinnedPeers, RepositoryPeers, consortium_digest, node_name
 from agent.trust.records import parse_public_pem
 from agent.trust.roster import load_roster
 from agent.trust.snapshot import Environment, TrustSnapshot
+
+Note = Callable[[str, str], None]
+"""Told, by topic, what a technician should know; an empty text withdraws what was said."""
 
 log = structlog.get_logger()
 
@@ -102,7 +107,7 @@ def enrolled_affiliation(
     config: AgentConfig,
     record: EnrolmentRecord,
     clock: Clock,
-    on_news: Callable[[TrustNews], None],
+    note: Note,
     *,
     refresh_s: float = REFRESH_S,
 ) -> Iterator[Affiliation]:
@@ -112,7 +117,7 @@ def enrolled_affiliation(
         config: The box's.
         record: Where it is enrolled.
         clock: The service's.
-        on_news: Told how the repository does.
+        note: Told what a technician should know.
         refresh_s: How often it is asked.
 
     Raises:
@@ -124,9 +129,11 @@ def enrolled_affiliation(
     moved = Event()
     superlink = EnrolmentFolder.of(config.node.state_directory).path / "superlink.pem"
     library = StudyLibrary(config.studies_directory, record.site, repository.trust)
-    follower = _Follower(_essence(snapshot), superlink, library, moved)
+    follower = _Follower(_essence(snapshot), record, superlink, library, moved, note)
     follower.store_certificates(snapshot)
-    with TrustKeeper(repository, dice, on_news=on_news, on_snapshot=follower.follow, every_s=refresh_s) as keeper:
+    with TrustKeeper(
+        repository, dice, on_news=partial(note, "trust"), on_snapshot=follower.follow, every_s=refresh_s
+    ) as keeper:
         company = Company(
             digest=record.root_digest,
             node=record.node,
@@ -184,20 +191,25 @@ class _Follower:
 
     Args:
         essence: What the agent was wired for.
+        record: Where the box is enrolled.
         superlink: File of the SuperLink's root certificates.
         library: Of the studies.
         moved: Set where the agent has to be wired anew.
+        note: Told what a technician should know.
     """
 
     essence: tuple[str, ...]
+    record: EnrolmentRecord
     superlink: Path
     library: StudyLibrary
     moved: Event
+    note: Note
 
     def follow(self, snapshot: TrustSnapshot) -> None:
         if _essence(snapshot) != self.essence:
             log.info("consortium_changed")
             self.moved.set()
+        self.note("standing", standing(snapshot, self.record))
         self.store_certificates(snapshot)
         self.library.follow(snapshot)
 
@@ -219,6 +231,23 @@ def _essence(snapshot: TrustSnapshot) -> tuple[str, ...]:
     """What the agent is wired for."""
     consortium = snapshot.consortium
     return (consortium.superlink.address, consortium.registrar.address, consortium.coordinator)
+
+
+def standing(snapshot: TrustSnapshot, record: EnrolmentRecord) -> str:
+    """What the repository says of this box and of others that it leaves out; nothing where all is well."""
+    name = SiteID(record.site)
+    site, node = snapshot.sites.get(name), snapshot.node(record.key_id, site=name)
+    lines = [f"Left out for now: {why}" for other, why in sorted(snapshot.set_aside.items()) if other != name]
+    if site is None:
+        why = snapshot.set_aside.get(name, f"The consortium no longer knows {record.site}.")
+        lines.append(f"This box takes no part: {why}")
+    elif record.key_id in site.revoked:
+        lines.append(f"This box takes no part: {record.site} has revoked its key. Ask the hospital's operator why.")
+    elif node is None:
+        lines.append(f"This box takes no part: {record.site}'s records do not name it. Ask the hospital's operator.")
+    elif snapshot.speaker(name) != node:
+        lines.append(f"This box is a spare one: another box of {record.site} takes part as long as it is not revoked.")
+    return "\n".join(lines)
 
 
 def check_not_pinned(config: AgentConfig) -> None:

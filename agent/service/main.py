@@ -9,7 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
@@ -30,7 +30,7 @@ from agent.service.control import ControlDesk, ControlSocket
 from agent.service.enrolling import ENROL_HERE, Bearings, Enroller, judge_stick
 from agent.service.safekeeping import load_vault
 from agent.service.state import AgentStatus, StatusBoard, locked_state, store_status
-from agent.service.trust import REFRESH_S, TrustNews
+from agent.service.trust import REFRESH_S
 from agent.service.watchdog import ServiceManager
 from agent.service.wiring import Agent, session_keeper, wire_agent, worker_opener
 
@@ -296,20 +296,21 @@ class _Home:
     Args:
         config: The box's.
         record: Where it was enrolled when the agent was wired.
-        trust: What is wrong with the repository.
+        notices: What the repository has to say, by topic.
     """
 
     config: AgentConfig
     record: EnrolmentRecord
-    trust: str = ""
+    notices: dict[str, str] = field(default_factory=dict)
 
-    def note(self, news: TrustNews) -> None:
+    def note(self, topic: str, text: str) -> None:
         """The repository's news, from another thread."""
-        self.trust = f"{news.sentence} {news.next_step}".strip()
+        self.notices[topic] = text
 
     def tend(self, board: StatusBoard) -> bool:
         """Look at repository, stick and record; returns whether the box is still enrolled as it was."""
-        board.note_notice("trust", self.trust)
+        for topic, text in list(self.notices.items()):
+            board.note_notice(topic, text)
         stick = judge_stick(self.config, self.record)
         if stick:
             board.note_notice("stick", stick)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -24,19 +23,6 @@ STOP_LIMIT_S: Final = 2.0
 """How long a fetch under way may delay the agent's end; its own limits end it later."""
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class TrustNews:
-    """How the repository does, for a technician.
-
-    Args:
-        sentence: What is wrong; empty where nothing is.
-        next_step: What to do about it.
-    """
-
-    sentence: str = ""
-    next_step: str = ""
 
 
 class OpenedRepository:
@@ -89,7 +75,7 @@ class TrustKeeper:
     Args:
         repository: Opened, with a snapshot; closed with the keeper.
         dice: Source of jitter, so that a consortium's boxes do not fall into step.
-        on_news: Told when something is wrong with the repository, and when it no longer is.
+        on_news: Told what is wrong with the repository, in words for a technician; nothing where all is well.
         on_snapshot: Told of every new snapshot, from the keeper's thread, whoever asked for it.
         every_s: How often the repository is asked, give or take a fifth.
     """
@@ -99,7 +85,7 @@ class TrustKeeper:
         repository: OpenedRepository,
         dice: random.Random,
         *,
-        on_news: Callable[[TrustNews], None],
+        on_news: Callable[[str], None],
         on_snapshot: Callable[[TrustSnapshot], None],
         every_s: float = REFRESH_S,
     ) -> None:
@@ -138,7 +124,7 @@ class TrustKeeper:
                 if not woken:
                     wait_s = self._every_s * self._dice.uniform(1 - _JITTER, 1 + _JITTER)
                     self._repository.refresh()
-                    self._on_news(TrustNews())
+                    self._on_news("")
                 self._tell()
             except SecureHealthError as error:
                 log.warning("trust_not_refreshed", error=error)
@@ -152,11 +138,11 @@ class TrustKeeper:
             self._told = snapshot
             self._on_snapshot(snapshot)
 
-    def _news_of(self, error: SecureHealthError) -> TrustNews:
+    def _news_of(self, error: SecureHealthError) -> str:
         """A lost registrar is nothing to speak of until what is known here no longer counts."""
         if isinstance(error, NetworkError) and self.current().is_current(self.now_s()):
-            return TrustNews()
-        return TrustNews(error.sentence, error.next_step)
+            return ""
+        return f"{error.sentence} {error.next_step}"
 
     def __enter__(self) -> Self:
         self._thread.start()

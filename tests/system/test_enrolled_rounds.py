@@ -39,6 +39,12 @@ def test_a_revoked_box_is_refused_by_every_peer_in_the_next_round(superlink: Run
                 limit_s=60,
                 what=f"{box.site} refuses {gone}",
             )
+        revoked = consortium.box("d")
+        wait_until(
+            lambda: revoked.status is not None and "has revoked its key" in revoked.status.notice,
+            limit_s=20,
+            what="the box says that it was revoked",
+        )
         # Without the box the whole cohort is not there, and nothing less is ever summed.
         consortium.wait_for("paused", limit_s=120)
         rounds = len(consortium.events("round"))

@@ -274,3 +274,19 @@ def test_a_token_that_another_box_has_used_is_refused(registrar: PlayedRegistrar
         box.enrol(registrar.token())
     assert caught.value.code == "enrolment.refused"
     assert registrar.nodes[SITE] == ()
+
+
+def test_a_hospitals_tool_that_begins_anew_is_answered_anew(registrar: PlayedRegistrar, box: EnrollingBox) -> None:
+    begun: list[Asked] = []
+
+    def begin_anew(asked: Asked) -> Said | None:
+        if asked.path.endswith("/endorsement/evidence") and not begun:
+            begun.append(asked)
+            for known in registrar.enrolments.values():
+                known.site_nonce = bytes(32)
+            return refusal(409, "enrol.wrong_state")
+        return None
+
+    registrar.before = begin_anew
+    assert box.enrol(registrar.token()).site == SITE
+    assert registrar.requests("PUT", "/endorsement/evidence") == 2
