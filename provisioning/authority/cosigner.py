@@ -69,7 +69,7 @@ class Cosigner:
             PeerProtocolError: It may not follow what was signed before, or the registrar's key has not signed it.
             HardwareError: What is signed cannot be remembered here; then nothing is signed.
         """
-        with self._lock:
+        with self._lock, translated():
             before = self._state
             if not self._is_signed_already(proposal):
                 # 1. Who asks must hold another online key: nobody else gets anything signed here.
@@ -87,25 +87,23 @@ class Cosigner:
 
     def _is_signed_already(self, proposal: Proposal) -> bool:
         state = self._state
-        with translated():
-            return _signed(proposal.timestamp) == _signed(state.timestamp) and (
-                not proposal.snapshot or _signed(proposal.snapshot) == _signed(state.snapshot)
-            )
+        return _signed(proposal.timestamp) == _signed(state.timestamp) and (
+            not proposal.snapshot or _signed(proposal.snapshot) == _signed(state.snapshot)
+        )
 
     def _check_asker(self, after: RepositoryState, proposal: Proposal) -> None:
-        with translated():
-            root = Metadata[Root].from_bytes(after.roots[-1]).signed
-            parts = [(Timestamp.type, proposal.timestamp)]
-            if proposal.snapshot:
-                parts.append((Snapshot.type, proposal.snapshot))
-            for role, data in parts:
-                metadata = Metadata[Timestamp].from_bytes(data)
-                result = root.get_verification_result(role, metadata.signed_bytes, metadata.signatures)
-                ours = self._signer.public_key.keyid
-                if ours not in root.roles[role].keyids:
-                    raise _may_not_ask(f"this cosigner's key does not stand in the root for {role}")
-                if not set(result.signed) - {ours}:
-                    raise _may_not_ask("no other organisation has signed it")
+        root = Metadata[Root].from_bytes(after.roots[-1]).signed
+        ours = self._signer.public_key.keyid
+        parts = [(Timestamp.type, proposal.timestamp)]
+        if proposal.snapshot:
+            parts.append((Snapshot.type, proposal.snapshot))
+        for role, data in parts:
+            metadata = Metadata[Timestamp].from_bytes(data)
+            result = root.get_verification_result(role, metadata.signed_bytes, metadata.signatures)
+            if ours not in root.roles[role].keyids:
+                raise _may_not_ask(f"this cosigner's key does not stand in the root for {role}")
+            if not set(result.signed) - {ours}:
+                raise _may_not_ask("no other organisation has signed it")
 
     def _signature_over(self, data: bytes) -> Signature:
         return self._signer.sign(_signed(data))

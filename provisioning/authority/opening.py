@@ -19,7 +19,7 @@ from provisioning.authority.publisher import Publisher
 from provisioning.authority.signers import Secrets, open_signer
 from provisioning.registrar.settings import RegistrarSettings
 
-PASSPHRASE_CREDENTIAL: Final = "passphrase"
+CREDENTIAL_NAME: Final = "passphrase"
 MAX_PASSPHRASE_BYTES: Final = 4096
 
 
@@ -62,7 +62,7 @@ def unattended_secrets(passphrase_file: Path | None, environment: Mapping[str, s
 
     def answer(what: str) -> str:
         folder = environment.get("CREDENTIALS_DIRECTORY")
-        path = passphrase_file or (Path(folder) / PASSPHRASE_CREDENTIAL if folder else None)
+        path = passphrase_file or (Path(folder) / CREDENTIAL_NAME if folder else None)
         if path is None:
             raise OperatorError(
                 "authority.no_passphrase",

@@ -181,7 +181,7 @@ class Publisher:
         verify_online(after)
         self.files.store(proposal)
         self._forget()
-        _log.info("published", timestamp=after.timestamp_version, snapshot=after.snapshot_version)
+        _log.info("published", timestamp_version=after.timestamp_version, snapshot_version=after.snapshot_version)
         return after
 
     def _resume(self) -> RepositoryState:

@@ -62,12 +62,16 @@ def check_successor(before: RepositoryState, proposal: Proposal, *, now: datetim
     Raises:
         PeerProtocolError: It may not.
     """
+    with translated():
+        return _check_successor(before, proposal, now)
+
+
+def _check_successor(before: RepositoryState, proposal: Proposal, now: datetime) -> Successor:
     after = proposal.applied(before)
     # 1. Root: every version signed by its own quorum and by that of the one before.
     root, _ = verify_roots(after.roots)
-    with translated():
-        snapshot = Metadata[Snapshot].from_bytes(after.snapshot)
-        timestamp = Metadata[Timestamp].from_bytes(after.timestamp)
+    snapshot = Metadata[Snapshot].from_bytes(after.snapshot)
+    timestamp = Metadata[Timestamp].from_bytes(after.timestamp)
     # 2. Timestamp: the next one, made now, for no longer than a day, naming this snapshot.
     _check_timestamp(before, timestamp.signed, now)
     if timestamp.signed.snapshot_meta.version != snapshot.signed.version:
@@ -143,9 +147,8 @@ def _check_roles(
 def _verify_targets(after: RepositoryState, root: Root, meta: Mapping[str, MetaFile]) -> Targets:
     data = _role(after, Targets.type)
     check_listed(_listing(meta, Targets.type), data)
-    with translated():
-        metadata = Metadata[Targets].from_bytes(data)
-        root.verify_delegate(Targets.type, metadata.signed_bytes, metadata.signatures)
+    metadata = Metadata[Targets].from_bytes(data)
+    root.verify_delegate(Targets.type, metadata.signed_bytes, metadata.signatures)
     check_paths(Targets.type, metadata.signed, own="")
     return metadata.signed
 

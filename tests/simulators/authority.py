@@ -26,11 +26,13 @@ from agent.trust.records import NodeFile, public_pem
 from agent.trust.repository import TrustRepository, bootstrap
 from agent.trust.snapshot import Environment, TrustSnapshot
 from provisioning.authority.ceremony import Ceremony, add_site
-from provisioning.authority.consortium import Founding, FoundingPlan
+from provisioning.authority.consortium import COSIGNER_STATE, Founding, FoundingPlan
+from provisioning.authority.cosigner import Cosigner
 from provisioning.authority.keyring import Keyring
 from provisioning.authority.layout import AuthorityLayout
-from provisioning.authority.online import LocalOnlineSigner, OnlineSigner
+from provisioning.authority.online import LocalOnlineSigner, OnlineSigner, add_signatures
 from provisioning.authority.publisher import Publisher
+from provisioning.authority.repository import Proposal, parse_proposal
 from provisioning.authority.roles import RoleKeys
 from provisioning.authority.signers import elliptic_key, listed_key
 from provisioning.authority.site import LocalSource, SiteDesk, StagedSite
@@ -71,6 +73,7 @@ class FoundedConsortium:
     clock: Clock
     online: Sequence[OnlineSigner]
     sites: dict[str, list[Signer]] = field(default_factory=dict)
+    cosigner: Cosigner | None = None
 
     @classmethod
     def found(cls, directory: Path, clock: Clock | None = None, **changes: Any) -> FoundedConsortium:  # noqa: ANN401 - the same
@@ -78,9 +81,18 @@ class FoundedConsortium:
         layout, clock = AuthorityLayout(directory), clock or SetClock(datetime.now(UTC))
         asked = plan(**changes)
         Founding(layout, asked, (), no_secrets, clock).run(lambda _: None)
-        keyring = Keyring(layout, no_secrets)
-        places = ["file:keys/online.pem", "file:organisation-2/keys/online.pem"][: asked.organisations]
-        return cls(layout, clock, [LocalOnlineSigner(keyring.open(uri)) for uri in places])
+        online: list[OnlineSigner] = [LocalOnlineSigner(Keyring(layout, no_secrets).open("file:keys/online.pem"))]
+        consortium = cls(layout, clock, online)
+        if asked.organisations > 1:
+            consortium.cosigner = consortium.start_cosigner()
+            online.append(DirectCosigner(consortium))
+        return consortium
+
+    def start_cosigner(self, clock: Clock | None = None) -> Cosigner:
+        """The second organisation's, from what it remembers."""
+        second = self.layout.second_organisation
+        key = Keyring(second, no_secrets).open("file:keys/online.pem")
+        return Cosigner(second.path / COSIGNER_STATE, key, clock or self.clock)
 
     @property
     def publisher(self) -> Publisher:
@@ -91,6 +103,12 @@ class FoundedConsortium:
     def ceremony(self) -> Ceremony:
         """With every offline key at hand."""
         return Ceremony(self.layout, Keyring(self.layout, no_secrets), self.publisher, self.clock)
+
+    def role_signers(self, role: str) -> list[Signer]:
+        """Both keys of an offline role."""
+        second = "organisation-2/" if self.cosigner is not None else ""
+        places = (f"file:keys/{role}-1.pem", f"file:{second}keys/{role}-2.pem")
+        return [Keyring(self.layout, no_secrets).open(uri) for uri in places]
 
     def add_site(self, name: str, *signers: Signer) -> SiteDesk:
         """Take a hospital in; it has signed nothing yet."""
@@ -139,6 +157,19 @@ class FoundedConsortium:
         directory.mkdir(exist_ok=True)
         root = (self.layout.repository / "1.root.json").read_bytes()
         return Updater(str(directory), url, target_base_url=url, target_dir=str(directory), bootstrap=root)
+
+
+@dataclass(frozen=True, slots=True)
+class DirectCosigner:
+    """The cosigner without a network between; what reaches it is bytes all the same."""
+
+    consortium: FoundedConsortium
+
+    def sign(self, proposal: Proposal) -> Proposal:
+        """As `CosignerLine.sign`."""
+        assert self.consortium.cosigner is not None
+        made = self.consortium.cosigner.cosign(parse_proposal(proposal.encode()))
+        return add_signatures(proposal, snapshot=made.snapshot, timestamp=made.timestamp)
 
 
 def new_signer() -> CryptoSigner:
