@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import ssl
 import time
 from pathlib import Path
 from typing import Annotated, Final
@@ -14,20 +13,12 @@ import typer
 from agent.core.clock import SystemClock
 from agent.core.errors import NetworkError, OperatorError
 from agent.core.ids import SiteID, check_identifier
-from agent.statements.roots import key_id
 from agent.trust.repository import TrustRepository
-from provisioning.authority.endorsing import Decide, EndorsingTool, Repository, Verdict, Waiting, decide_later
-from provisioning.authority.signers import Secrets, elliptic_key, open_signer, sign_der
-from provisioning.authority.site import SiteDesk
-from provisioning.authority.site_line import SiteLine
-from provisioning.authority.site_repository import FetchedSource, opened_repository
+from provisioning.authority.endorsing import Decide, EndorsingTool, Verdict, Waiting, decide_later
+from provisioning.authority.signers import Secrets, open_signer
+from provisioning.authority.site_repository import SitePlace, opened_tool
 from provisioning.cli.files import read_file
-from provisioning.cli.token import TOKENS_DIRECTORY
-from provisioning.tokens.state import SiteTokenFiles, UsedTokenFiles
-from provisioning.tokens.token import Issuer
 
-USED_DIRECTORY: Final = "used"
-TRUST_DIRECTORY: Final = "trust"
 BUSY_PAUSE_S: Final = 0.2
 IDLE_PAUSE_S: Final = 1.0
 LOST_PAUSE_S: Final = 5.0
@@ -48,32 +39,11 @@ def endorse(
     """Look at the boxes that wait, and endorse those that prove this hospital's own token, or that you recognise."""
     site_id, clock = SiteID(check_identifier(site, kind="site")), SystemClock()
     signer = open_signer(key, _secrets(passphrase_file))
-    public_key = elliptic_key(signer.public_key)
-    first_root = read_file(root)
-    with opened_repository(state / TRUST_DIRECTORY, registrar, first_root, clock) as copy:
-        snapshot = copy.refresh()
-        with SiteLine(
-            registrar,
-            ssl.create_default_context(cadata=snapshot.consortium.registrar.root_certificates),
-            consortium=copy.root_digest,
-            site=site_id,
-            key=Issuer(public_key, lambda data: sign_der(signer, data)),
-            clock=clock,
-            random_bytes=secrets.token_bytes,
-        ) as line:
-            tool = EndorsingTool(
-                site_id,
-                key_id(public_key),
-                line,
-                Repository(copy.refresh, lambda: SiteDesk(site_id, FetchedSource(copy), [signer], clock)),
-                kept=SiteTokenFiles(state / TOKENS_DIRECTORY),
-                used=UsedTokenFiles(state / USED_DIRECTORY),
-                clock=clock,
-                random_bytes=secrets.token_bytes,
-                decide=decide_later if watch else _ask(copy),
-            )
-            tool.prepare()
-            _keep_looking(tool, watch=watch)
+    place = SitePlace(state, registrar, read_file(root))
+    decide = (lambda _: decide_later) if watch else _ask
+    with opened_tool(site_id, signer, place, clock, random_bytes=secrets.token_bytes, decide=decide) as tool:
+        tool.prepare()
+        _keep_looking(tool, watch=watch)
 
 
 def _keep_looking(tool: EndorsingTool, *, watch: bool) -> None:
