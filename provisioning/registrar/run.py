@@ -1,0 +1,165 @@
+"""The registrar as one process: HTTPS, one database, one thread that lets boxes in; it ends in order when told to."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import structlog
+import uvicorn
+from cryptography import x509
+from securesystemslib.signer import Signer
+from sqlalchemy.engine import make_url
+from starlette.types import ASGIApp
+from typing_extensions import override
+
+from agent.core.clock import Clock
+from agent.core.errors import OperatorError
+from provisioning.authority.opening import opened_publisher
+from provisioning.authority.repository import make_directory, storing
+from provisioning.registrar.app import create_app
+from provisioning.registrar.desk import RegistrarDesk, Tools
+from provisioning.registrar.publish import Door, PublishedReader, PublishingDesk, Registrations
+from provisioning.registrar.settings import RegistrarSettings
+from provisioning.registrar.store import Store
+
+MAX_CONNECTIONS: Final = 1000
+MAX_HEADER_BYTES: Final = 1 << 15
+KEEP_ALIVE_S: Final = 15
+GRACE_S: Final = 10
+
+_log = structlog.get_logger(__name__)
+
+
+@contextmanager
+def opened_registrar(settings: RegistrarSettings, online: Signer, door: Door, clock: Clock) -> Iterator[ASGIApp]:
+    """The registrar's application, with all that it works with; goes on first where an earlier one stopped.
+
+    Args:
+        settings: Its settings.
+        online: The online key on this host.
+        door: Lets boxes in.
+        clock: For everything that has a date.
+
+    Raises:
+        SecureHealthError: A part cannot be opened.
+    """
+    authority = _authority(settings.tls.authority)
+    with opened_publisher(settings, online, clock) as publisher:
+        store = Store.open(_database(settings), clock)
+        try:
+            reader = PublishedReader(publisher.files, clock)
+            publishing = PublishingDesk(publisher, reader, store, door, clock)
+            publishing.resume()
+            with Registrations(publishing) as registrations:
+                tools = Tools(store, reader, publishing, registrations.wake, clock, secrets.token_bytes)
+                yield create_app(
+                    RegistrarDesk(tools), authority=authority, repository=publisher.files.path, clock=clock
+                )
+        finally:
+            store.close()
+
+
+def serve(app: ASGIApp, settings: RegistrarSettings, *, ready: Callable[[], None]) -> None:
+    """Answer over HTTPS until SIGTERM or SIGINT.
+
+    Args:
+        app: Answers.
+        settings: Where, and with which certificate.
+        ready: Called once it listens.
+
+    Raises:
+        OperatorError: It cannot listen there, or has no certificate (`registrar.cannot_serve`).
+    """
+    host, _, port = settings.listen.rpartition(":")
+    try:
+        config = uvicorn.Config(
+            app,
+            host=host.strip("[]"),
+            port=int(port),
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,  # an address that a stranger may write down himself limits nobody
+            server_header=False,
+            limit_concurrency=MAX_CONNECTIONS,
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=GRACE_S,
+            ssl_certfile=str(settings.tls.certificate),
+            ssl_keyfile=str(settings.tls.key),
+        )
+        config.load()
+        assert config.ssl is not None  # noqa: S101 - there is a certificate
+        config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
+        listener = _listen(host.strip("[]"), int(port))
+    except (OSError, ValueError) as error:
+        raise OperatorError(
+            "registrar.cannot_serve",
+            f"The registrar cannot answer at {settings.listen}: {error}.",
+            next_step="Correct `listen` and `tls` in its settings, or stop what listens there.",
+        ) from error
+    with listener:
+        _Server(config, ready).run(sockets=[listener])
+
+
+def notify(state: str) -> None:
+    """Tell systemd, where it started us (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as line:
+        line.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    @override
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
+
+    @override
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        notify("STOPPING=1")
+        await super().shutdown(sockets)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=MAX_CONNECTIONS)
+
+
+def _database(settings: RegistrarSettings) -> str:
+    url = make_url(settings.database)
+    if url.get_backend_name() == "sqlite" and url.database:
+        path = settings.authority / url.database
+        with storing():
+            make_directory(path.parent)
+        url = url.set(database=str(path))
+    return url.render_as_string(hide_password=False)
+
+
+def _authority(path: Path) -> bytes:
+    try:
+        pem = path.read_bytes()
+        x509.load_pem_x509_certificate(pem)
+    except (OSError, ValueError) as error:
+        raise OperatorError(
+            "registrar.bad_authority",
+            f"{path} holds no certificate that tokens could pin.",
+            next_step="Restore it from the authority's `tls` folder.",
+        ) from error
+    return pem
