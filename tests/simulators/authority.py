@@ -78,12 +78,17 @@ class FoundedConsortium:
     @classmethod
     def found(cls, directory: Path, clock: Clock | None = None, **changes: Any) -> FoundedConsortium:  # noqa: ANN401 - the same
         """Found it; its keys lie open."""
+        clock = clock or SetClock(datetime.now(UTC))
+        Founding(AuthorityLayout(directory), plan(**changes), (), no_secrets, clock).run(lambda _: None)
+        return cls.reopen(directory, clock)
+
+    @classmethod
+    def reopen(cls, directory: Path, clock: Clock | None = None) -> FoundedConsortium:
+        """One that was founded before; hospitals' keys are not at hand."""
         layout, clock = AuthorityLayout(directory), clock or SetClock(datetime.now(UTC))
-        asked = plan(**changes)
-        Founding(layout, asked, (), no_secrets, clock).run(lambda _: None)
         online: list[OnlineSigner] = [LocalOnlineSigner(Keyring(layout, no_secrets).open("file:keys/online.pem"))]
         consortium = cls(layout, clock, online)
-        if asked.organisations > 1:
+        if layout.second_organisation.path.exists():
             consortium.cosigner = consortium.start_cosigner()
             online.append(DirectCosigner(consortium))
         return consortium
