@@ -9,12 +9,13 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 from agent.core.terminal import command_line, run_command
-from provisioning.cli import coordinator, study, token
+from provisioning.cli import coordinator, registrar, study, token
 
 app = command_line("seh-provision", "The consortium's side of Secur-e-Health.")
 app.add_typer(study.app)
 app.add_typer(coordinator.app)
 app.add_typer(token.app)
+app.add_typer(registrar.app)
 
 
 def main() -> None:

@@ -1,10 +1,12 @@
-"""Founds a consortium on loopback: a CA, a SuperLink, a study, and hospitals, each with its own key, file and agent."""
+"""Founds a consortium on loopback, and hospitals that know nothing of it yet: each with its own key, file and agent."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import sys
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,18 +16,19 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
+from agent.core.clock import SystemClock
 from agent.core.config import load_config
 from agent.core.errors import SecureHealthError
+from agent.enrolment.drop import StickReading, leave_reading
+from agent.enrolment.record import EnrolmentFolder
 from agent.identity.key import HardwareKey
 from agent.service.control import renew_session
+from agent.service.enrolling import make_enrolment
 from agent.service.wiring import link_of
-from agent.trust.roster import Roster, RosterNode, encode_roster
 from agent.trust.study import PrivacyTerms, Study, study_digest
 from agent.trust.terms import aggregation_terms, check_privacy
 from provisioning.authority.superlink import flower_environment
+from tests.demo.authority import Authority
 from tests.demo.cohorts import Cohort, Hospital
 from tests.demo.keys import KeyMaker, describe_key
 from tests.demo.live import View
@@ -50,12 +53,16 @@ class Member:
         directory: All that belongs to it.
         key: Its node key.
         agent: Its agent process, once started.
+        stick_in_s: When its token was handed in, on the monotonic clock.
+        enrolled_s: How long it took from then to "Enrolled"; None before.
     """
 
     hospital: Hospital
     directory: Path
     key: HardwareKey
     agent: Part | None = None
+    stick_in_s: float = 0.0
+    enrolled_s: float | None = None
 
     @property
     def state_directory(self) -> Path:
@@ -70,10 +77,9 @@ class Consortium:
     Args:
         directory: Where it lies.
         study: What it is to do.
-        study_file: The study as the hospitals hold it.
+        study_file: The study as it is published.
         model_file: The untrained model.
-        roster_file: Who speaks for whom.
-        coordinator_key: The coordinator's private key, PEM.
+        authority: Its repository, registrar and hospitals' tools.
         superlink: The SuperLink.
         members: The hospitals.
     """
@@ -82,8 +88,7 @@ class Consortium:
     study: Study
     study_file: bytes
     model_file: bytes
-    roster_file: bytes
-    coordinator_key: bytes = field(repr=False)
+    authority: Authority
     superlink: RunningSuperLink
     members: tuple[Member, ...]
     _stack: ExitStack = field(repr=False)
@@ -100,6 +105,35 @@ class Consortium:
                 environment=environment,
             )
             view.hospital(site, state="starting")
+
+    def hand_in(self, member: Member, view: View) -> None:
+        """The technician's first action: the stick goes in; a key that needs a person is used on the spot.
+
+        Raises:
+            PartFailedError: The enrolment fails.
+        """
+        token = self.authority.issue_token(member.hospital.site)
+        member.stick_in_s = time.monotonic()
+        view.hospital(member.hospital.site, state="stick in")
+        if member.key.capabilities.unattended:
+            leave_reading(member.directory / "drop", StickReading(token=token))
+            return
+        config = load_config(member.directory / "agent.toml")
+        enrolment = make_enrolment(
+            config,
+            member.key,
+            link_of(config, member.key),
+            SystemClock(),
+            wait=threading.Event().wait,
+            tell=lambda _: None,
+        )
+        _result_of(f"enrolment of {member.hospital.name}", lambda: enrolment.start(token))
+
+    def is_enrolled(self, member: Member) -> bool:
+        """Whether the box has found itself in its hospital's record."""
+        if member.enrolled_s is None and EnrolmentFolder.of(member.state_directory).load_record() is not None:
+            member.enrolled_s = time.monotonic() - member.stick_in_s
+        return member.enrolled_s is not None
 
     def vouch(self, member: Member, view: View) -> None:
         """Have a key that needs a person vouch for its running agent; other keys do so by themselves.
@@ -122,6 +156,7 @@ class Consortium:
         for member in self.members:
             if member.agent is not None:
                 member.agent.check()
+        self.authority.check()
         process = self.superlink.process
         if process is None or process.poll() is not None:
             log = self.superlink.directory / "superlink.log"
@@ -163,22 +198,35 @@ def found_consortium(
     """
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(WORKERS, "found"))
-        starting = pool.submit(RunningSuperLink.start, directory / "superlink")
-        stack.callback(_kill_started, starting)
         study, study_file, model = _result_of(
             "study", lambda: _write_study(directory, cohort, hospitals, rounds=rounds, now=now, privacy=privacy)
         )
         kinds = {str(hospital.site): kind for hospital, kind in zip(hospitals, keys, strict=True)}
         maker = _result_of("keys", lambda: stack.enter_context(KeyMaker(directory, kinds)))
         members = _result_of("keys", lambda: tuple(_make_members(pool, directory, hospitals, maker, view)))
-        roster, coordinator_key = _write_roster(directory, members)
-        superlink = _result_of("SuperLink", starting.result)
+        authority = _result_of("consortium", lambda: Authority.found(directory / "authority", maker.certificates()))
+        starting = pool.submit(_start_superlink, directory / "superlink", authority)
+        stack.callback(_kill_started, starting)
         for member in members:
-            _write_hospital(member, cohort, superlink, study, model, allow_plain=allow_plain)
-        _register(pool, superlink, members, view)
-        return Consortium(
-            directory, study, study_file, model, roster, coordinator_key, superlink, members, stack.pop_all()
-        )
+            _write_hospital(member, cohort, authority.root_digest, allow_plain=allow_plain)
+        _result_of("consortium", lambda: _fill_repository(authority, members, study, study_file, model, view))
+        _result_of("registrar", lambda: stack.enter_context(authority.open_doors(directory / "home")))
+        superlink = _result_of("SuperLink", starting.result)
+        return Consortium(directory, study, study_file, model, authority, superlink, members, stack.pop_all())
+
+
+def _start_superlink(directory: Path, authority: Authority) -> RunningSuperLink:
+    port = int(authority.plan.superlink.rpartition(":")[2])
+    return RunningSuperLink.start(directory, port=port, files=authority.superlink_files)
+
+
+def _fill_repository(
+    authority: Authority, members: Sequence[Member], study: Study, study_file: bytes, model: bytes, view: View
+) -> None:
+    authority.admit({member.hospital.site: member.directory / "office" for member in members})
+    for member in members:
+        view.hospital(member.hospital.site, state="in the repository")
+    authority.publish_study(study, study_file, model)
 
 
 def _make_members(
@@ -214,40 +262,20 @@ def _write_study(
     return study, study_file, model
 
 
-def _write_roster(directory: Path, members: Sequence[Member]) -> tuple[bytes, bytes]:
-    """The roster that every hospital pins, and the private half of the coordinator's key that it names."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    nodes = {member.hospital.site: (RosterNode(member.hospital.site, member.key.root()),) for member in members}
-    roster = encode_roster(Roster(nodes, key.public_key()))
-    (directory / "roster.json").write_bytes(roster)
-    return roster, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
-def _write_hospital(
-    member: Member, cohort: Cohort, superlink: RunningSuperLink, study: Study, model: bytes, *, allow_plain: bool
-) -> None:
-    """What lies on a hospital's box: its own file and nobody else's, the study, the roster, and the configuration."""
+def _write_hospital(member: Member, cohort: Cohort, root_digest: str, *, allow_plain: bool) -> None:
+    """What lies on a box before it is enrolled: its own hospital's file, and no word of any server."""
     home, source = member.directory, member.hospital.source
     (home / "data").mkdir()
+    (home / "drop").mkdir()
     shutil.copyfile(source, home / "data" / source.name)
     (home / "catalog.toml").write_text(cohort.catalog_text(member.hospital, Path("data") / source.name))
-    shelf = home / "studies" / study.id
-    shelf.mkdir(parents=True)
-    shutil.copyfile(home.parent / "study.json", shelf / "study.json")
-    (shelf / "model.onnx").write_bytes(model)
-    shutil.copyfile(home.parent / "roster.json", home / "roster.json")
     (home / "agent.toml").write_text(
         _as_toml(
             {
-                "node": {"site": member.hospital.site, "state_directory": "state", "environment": "demo"},
-                "superlink": {
-                    "address": superlink.address,
-                    "root_certificates": str(superlink.root_certificate.resolve()),
-                },
+                "node": {"state_directory": "state", "environment": "demo"},
                 "key": {"uri": member.key.uri},
                 "data": {"catalog": "catalog.toml"},
-                "studies": {"directory": "studies"},
-                "roster": {"file": "roster.json"},
+                "enrolment": {"root_digest": root_digest, "drop": "drop"},
                 "training": {"device": "auto"},
                 "federation": {"allow_plain": allow_plain},
             }
@@ -261,15 +289,6 @@ def _as_toml(tables: Mapping[str, Mapping[str, str | bool]]) -> str:
     for table, entries in tables.items():
         lines += [f"[{table}]", *(f"{name} = {json.dumps(value)}" for name, value in entries.items()), ""]
     return "\n".join(lines)
-
-
-def _register(pool: ThreadPoolExecutor, superlink: RunningSuperLink, members: Sequence[Member], view: View) -> None:
-    def register(member: Member) -> None:
-        link = link_of(load_config(member.directory / "agent.toml"), member.key)
-        superlink.register(link, name=member.hospital.site)
-        view.hospital(member.hospital.site, state="registered")
-
-    _result_of("registration at the SuperLink", lambda: list(pool.map(register, members)))
 
 
 def _result_of(part: str, work: Callable[[], Result]) -> Result:

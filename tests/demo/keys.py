@@ -106,6 +106,17 @@ class KeyMaker:
         """
         return init_key(self._uri(site), person=technician)
 
+    def certificates(self) -> dict[str, str]:
+        """Makers of all devices (PEM), by class of evidence; call it when every key was made."""
+        pems = []
+        if self._tpms is not None:
+            pems += [path.read_text("ascii") for path in self._tpms.ca_certificates]
+        if self._readers is not None:
+            from tests.demo.readers import maker_certificates  # noqa: PLC0415 - as below
+
+            pems += maker_certificates()
+        return {"test": "".join(pems)} if pems else {}
+
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             if "tpm" in self._kinds.values():

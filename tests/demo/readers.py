@@ -9,8 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+from cryptography.hazmat.primitives.serialization import Encoding
+
 from tests.simulators.authenticator import Authenticator, CTAPApplet
 from tests.simulators.card import VirtualCard
+from tests.simulators.makers import authenticator_maker, card_maker
 from tests.simulators.pcscd import DRIVER, Slot, VirtualReaders
 from tests.simulators.piv_card import PIVApplet
 from tests.simulators.reader_room import PCSCD
@@ -22,6 +25,11 @@ POLLS_BEFORE_TOUCH = 2
 def missing_packages() -> list[str]:
     """Debian packages that readers need and that are not installed."""
     return [package for package, file in (("pcscd", PCSCD), ("vsmartcard-vpcd", DRIVER)) if not Path(file).exists()]
+
+
+def maker_certificates() -> list[str]:
+    """Makers of the cards and security keys, PEM."""
+    return [maker.root.public_bytes(Encoding.PEM).decode("ascii") for maker in (card_maker(), authenticator_maker())]
 
 
 class DeviceReaders:

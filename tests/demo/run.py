@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,7 +23,7 @@ from provisioning.coordinator.directory import CoordinatorDirectory, Coordinator
 from provisioning.coordinator.fab import has_ended, launch_run
 from provisioning.coordinator.progress import Happening, follow_events
 from tests.demo.cohorts import Cohort, Hospital
-from tests.demo.found import Consortium, found_consortium
+from tests.demo.found import Consortium, Member, found_consortium
 from tests.demo.live import View
 from tests.demo.parts import PartFailedError, tail
 from tests.demo.report import render_report
@@ -144,7 +145,7 @@ def run_demo(
         PartFailedError: A part failed; nothing is left running.
     """
     now = datetime.now(UTC)
-    with watch.phase("CA, SuperLink, keys, registration", view):
+    with watch.phase("keys, trust repository, registrar, SuperLink", view):
         consortium = found_consortium(
             place,
             options.cohort,
@@ -157,7 +158,7 @@ def run_demo(
             allow_plain=not options.secure,
         )
     try:
-        with watch.phase("agents start and join", view):
+        with watch.phase("boxes start, are enrolled by their tokens, and join", view):
             consortium.start_agents(view)
             _await_agents(consortium, view)
         coordination = _prepare(consortium, secure=options.secure)
@@ -181,38 +182,59 @@ def run_demo(
 
 
 def _await_agents(consortium: Consortium, view: View) -> None:
-    waiting = {member.hospital.site: member for member in consortium.members}
+    """Every technician at once: wait for the box, put the stick in, see it enrolled, touch the key where it must be."""
     deadline_s = time.monotonic() + JOIN_LIMIT_S
-    while waiting:
-        consortium.check()
-        for site, member in list(waiting.items()):
-            status = load_status(member.state_directory)
-            if status is not None and status.link == "online":
-                consortium.vouch(member, view)
-                view.hospital(site, state="joined")
-                del waiting[site]
-        if time.monotonic() > deadline_s:
-            member = next(iter(waiting.values()))
-            log = member.directory / "agent.log"
-            raise PartFailedError(
-                f"agent of {member.hospital.name}",
-                f"it has not joined within {JOIN_LIMIT_S:.0f} s",
-                next_step=f"Read its log: {log}",
-                log=tail(log),
-            )
-        time.sleep(0.05)
+    with ThreadPoolExecutor(len(consortium.members), "technician") as pool:
+        coming = [pool.submit(_bring_in, consortium, member, view, deadline_s) for member in consortium.members]
+        for each in as_completed(coming):
+            each.result()
+
+
+def _bring_in(consortium: Consortium, member: Member, view: View, deadline_s: float) -> None:
+    site = member.hospital.site
+
+    def stands(link: str) -> bool:
+        status = load_status(member.state_directory)
+        return status is not None and status.link == link
+
+    def wait(is_so: Callable[[], bool], what: str) -> None:
+        while not is_so():
+            consortium.check()
+            if time.monotonic() > deadline_s:
+                log = member.directory / "agent.log"
+                raise PartFailedError(
+                    f"agent of {member.hospital.name}",
+                    f"it is not {what} within {JOIN_LIMIT_S:.0f} s",
+                    next_step=f"Read its log: {log}",
+                    log=tail(log),
+                )
+            time.sleep(0.05)
+
+    wait(lambda: stands("waiting for enrolment"), "ready for enrolment")
+    consortium.hand_in(member, view)
+    wait(lambda: consortium.is_enrolled(member), "enrolled")
+    view.hospital(site, state="enrolled")
+    wait(lambda: stands("online"), "online")
+    consortium.vouch(member, view)
+    view.hospital(site, state="joined")
 
 
 def _prepare(consortium: Consortium, *, secure: bool) -> CoordinatorDirectory:
     directory = CoordinatorDirectory(consortium.directory / "coordinator")
     aggregation: Literal["plain", "secure"] = "secure" if secure else "plain"
-    settings = CoordinatorSettings(environment="demo", aggregation=aggregation, open_deadline_s=120.0, open_retry_s=1.0)
+    settings = CoordinatorSettings(
+        environment="demo",
+        aggregation=aggregation,
+        open_deadline_s=120.0,
+        open_retry_s=1.0,
+        registrar=consortium.authority.plan.registrar,
+    )
     directory.prepare(
         consortium.study_file,
         consortium.model_file,
         settings,
-        roster=consortium.roster_file,
-        key=consortium.coordinator_key,
+        root=consortium.authority.first_root,
+        key=consortium.authority.coordinator_key,
     )
     return directory
 
@@ -319,6 +341,7 @@ def _summarise(
                 site=site,
                 name=member.hospital.name,
                 key_kind=member.key.kind.value,
+                enrolled_s=member.enrolled_s,
                 trained=len(rows.train_y),
                 held_out=len(rows.test_y),
                 positives=int(rows.test_y.sum()),

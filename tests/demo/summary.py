@@ -44,6 +44,7 @@ class Centre:
         positives: Held-out rows with the outcome.
         scores: Its held-out rows under the three models.
         alone_note: What a reader must know about its own model; empty if nothing.
+        enrolled_s: From its token handed in to "Enrolled", in seconds; None where it did not come by a token.
     """
 
     site: str
@@ -54,6 +55,7 @@ class Centre:
     positives: int
     scores: Compared
     alone_note: str = ""
+    enrolled_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +205,7 @@ def _centre_json(centre: Centre) -> dict[str, object]:
         "held_out": centre.held_out,
         "positives": centre.positives,
         "note": centre.alone_note,
+        "enrolled_s": None if centre.enrolled_s is None else round(centre.enrolled_s, 2),
         **centre.scores.as_json(),
     }
 

@@ -64,15 +64,19 @@ class RunningSuperLink:
     _keys: dict[int, ec.EllipticCurvePublicKey] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, directory: Path, *, in_memory: bool = True, port: int | None = None) -> Self:
-        """Found a CA in `directory`, write TLS files and an operator's connection, and start the process.
+    def start(
+        cls, directory: Path, *, in_memory: bool = True, port: int | None = None, files: ServerFiles | None = None
+    ) -> Self:
+        """Write an operator's connection, and start the process.
 
         Args:
             directory: Private to this SuperLink; holds `tls/`, `home/`, `superlink.log` and the database.
             in_memory: Whether it forgets everything when it stops; else it keeps a SQLite file.
             port: Where to listen; None takes a free one.
+            files: Its certificate; None has a CA founded in `directory`.
         """
-        files = prepare_tls(directory / "tls")
+        directory.mkdir(parents=True, exist_ok=True)
+        files = files or prepare_tls(directory / "tls")
         database = None if in_memory else directory / "superlink.db"
         settings = SuperLinkSettings(HOST, port or free_port(), files, database)
         connection = SuperLinkConnection((directory / "home").resolve(), settings.address, files.root.resolve())
