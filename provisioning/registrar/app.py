@@ -67,7 +67,7 @@ def create_app(desk: RegistrarDesk, *, authority: bytes, repository: Path, clock
         repository: The directory that is served.
         clock: For rates.
     """
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.include_router(_boxes(desk, authority))
     app.include_router(_sites(desk))
     app.mount("/repository", StaticFiles(directory=repository, follow_symlink=False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -107,8 +108,13 @@ def serve(app: ASGIApp, settings: RegistrarSettings, *, ready: Callable[[], None
             f"The registrar cannot answer at {settings.listen}: {error}.",
             next_step="Correct `listen` and `tls` in its settings, or stop what listens there.",
         ) from error
-    with listener:
-        _Server(config, ready).run(sockets=[listener])
+    # uvicorn raises the signal that ended it once more when it has ended: there is something to close after it.
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with listener:
+            _Server(config, ready).run(sockets=[listener])
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def notify(state: str) -> None:
