@@ -13,7 +13,7 @@ from typing import Final
 
 import cbor2
 from securesystemslib.signer import Key, Signer
-from tuf.api.metadata import DelegatedRole, Metadata, Root, Targets, VerificationResult
+from tuf.api.metadata import DelegatedRole, Metadata, Root, TargetFile, Targets, VerificationResult
 
 from agent.core.cbor import decode_plain
 from agent.core.clock import Clock
@@ -311,6 +311,34 @@ def suspend_site(site: SiteID) -> Edit:
 
 def unchanged(_: Targets) -> None:
     """Only the time is renewed."""
+
+
+def list_files(files: Mapping[str, bytes]) -> Edit:
+    """The role lists files.
+
+    Args:
+        files: Contents by target path.
+    """
+
+    def edit(role: Targets) -> None:
+        role.targets.update({path: TargetFile.from_data(path, data, ["sha256"]) for path, data in files.items()})
+
+    return edit
+
+
+def unlist_below(start: str) -> Edit:
+    """The role lists no file whose path begins with `start` any more."""
+
+    def edit(role: Targets) -> None:
+        found = [path for path in role.targets if path.startswith(start)]
+        if not found:
+            raise OperatorError(
+                "authority.not_listed", f"Nothing is listed under {start}.", next_step="Check the name."
+            )
+        for path in found:
+            del role.targets[path]
+
+    return edit
 
 
 def _delegations(sites: Targets) -> dict[str, DelegatedRole]:

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final, Protocol
 
-from securesystemslib.signer import Signer
+from securesystemslib.signer import Key, Signer
 from tuf.api.metadata import Metadata, TargetFile, Targets
 
 from agent.core.clock import Clock
 from agent.core.errors import OperatorError
 from agent.core.ids import SiteID
-from agent.trust.delegations import SITES
+from agent.trust.delegations import SITES, delegated_sites
 from agent.trust.records import (
     CONSORTIUM_TARGET,
     ConsortiumRecord,
@@ -266,6 +266,18 @@ class LocalSource:
     def root_digest(self) -> str:
         """SHA-256 of the first root metadata, hex."""
         return self._state.root_digest
+
+    @property
+    def sites(self) -> tuple[SiteID, ...]:
+        """Hospitals that belong to the consortium, sorted."""
+        data = self._state.roles.get(SITES)
+        return () if data is None else tuple(delegated_sites(Metadata[Targets].from_bytes(data).signed))
+
+    def keys(self, site: SiteID) -> tuple[Key, ...]:
+        """The keys that a hospital's role is signed with."""
+        sites = Metadata[Targets].from_bytes(self._state.roles[SITES]).signed
+        role = sites.get_delegated_role(SitePaths(site).role)
+        return tuple(sites.get_key(keyid) for keyid in role.keyids)
 
     def role(self, name: str) -> bytes | None:
         """Newest metadata of a targets role."""

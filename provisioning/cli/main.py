@@ -9,13 +9,37 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 from agent.core.terminal import command_line, run_command
-from provisioning.cli import coordinator, registrar, study, token
+from provisioning.cli import (
+    consortium,
+    coordinator,
+    cosigner,
+    node,
+    registrar,
+    repository,
+    root,
+    site,
+    steward,
+    study,
+    superlink,
+    token,
+)
 
 app = command_line("seh-provision", "The consortium's side of Secur-e-Health.")
-app.add_typer(study.app)
-app.add_typer(coordinator.app)
-app.add_typer(token.app)
-app.add_typer(registrar.app)
+for group in (
+    consortium,
+    site,
+    node,
+    steward,
+    token,
+    study,
+    root,
+    repository,
+    registrar,
+    superlink,
+    coordinator,
+    cosigner,
+):
+    app.add_typer(group.app)
 
 
 def main() -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
+from agent.core.errors import OperatorError
+from agent.trust.delegations import STUDIES
 from agent.trust.model import verify_model
 from agent.trust.study import Study, parse_study, study_digest
 from agent.trust.terms import aggregation_terms, check_privacy
+from provisioning.authority.ceremony import list_files, unlist_below
+from provisioning.authority.site import LocalSource
+from provisioning.cli.ceremony import DirectoryOption, KeysOption, asked_authority, tell_outcome
 from provisioning.cli.files import read_file
+from provisioning.cli.secrets import PassphraseFile
 
 app = typer.Typer(name="study", help="Studies.", no_args_is_help=True)
 
@@ -18,6 +25,48 @@ app = typer.Typer(name="study", help="Studies.", no_args_is_help=True)
 @app.callback()
 def _study() -> None:
     """Studies."""
+
+
+@app.command()
+def publish(
+    study: Annotated[Path, typer.Argument(help="study.json")],
+    model: Annotated[Path, typer.Argument(help="The model file that it names.")],
+    directory: DirectoryOption,
+    key: KeysOption = None,
+    passphrase_file: PassphraseFile = None,
+) -> None:
+    """Put a study before the hospitals that it names: a threshold of the studies role's keys signs it."""
+    data, model_data = read_file(study), read_file(model)
+    parsed = parse_study(data)
+    check_privacy(aggregation_terms(parsed, study_digest(data)))
+    verify_model(model_data, parsed.model)
+    with asked_authority(directory, passphrase_file, key) as authority:
+        _check_sites(parsed, LocalSource(authority.publisher.files).sites)
+        files = {f"{STUDIES}/{parsed.id}/study.json": data, f"{STUDIES}/{parsed.id}/model.onnx": model_data}
+        pending = authority.ceremony.change(STUDIES, list_files(files), targets=files)
+        tell_outcome(authority, pending, f"{parsed.id} is published; each hospital's steward is asked next.")
+
+
+@app.command()
+def withdraw(
+    study: Annotated[str, typer.Argument(help="Its id.")],
+    directory: DirectoryOption,
+    key: KeysOption = None,
+    passphrase_file: PassphraseFile = None,
+) -> None:
+    """Withdraw a study: boxes take no further part in it."""
+    with asked_authority(directory, passphrase_file, key) as authority:
+        pending = authority.ceremony.change(STUDIES, unlist_below(f"{STUDIES}/{study}/"))
+        tell_outcome(authority, pending, f"{study} is withdrawn.")
+
+
+def _check_sites(study: Study, known: Collection[str]) -> None:
+    if missing := sorted(set(study.sites) - set(known)):
+        raise OperatorError(
+            "study.unknown_site",
+            f"The study names {', '.join(missing)}, which the consortium does not know.",
+            next_step="Correct study.json, or have the hospital added first.",
+        )
 
 
 @app.command()

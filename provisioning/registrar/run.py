@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 import uvicorn
@@ -67,7 +67,35 @@ def opened_registrar(settings: RegistrarSettings, online: Signer, door: Door, cl
             store.close()
 
 
-def serve(app: ASGIApp, settings: RegistrarSettings, *, ready: Callable[[], None]) -> None:
+class Listening(Protocol):
+    """Where a server listens, and with which certificate; the settings of registrar and cosigner."""
+
+    @property
+    def listen(self) -> str:
+        """`host:port`."""
+        ...
+
+    @property
+    def tls(self) -> Certified:
+        """Its certificate."""
+        ...
+
+
+class Certified(Protocol):
+    """A certificate and its key, PEM."""
+
+    @property
+    def certificate(self) -> Path:
+        """With the chain above it."""
+        ...
+
+    @property
+    def key(self) -> Path:
+        """Unencrypted."""
+        ...
+
+
+def serve(app: ASGIApp, settings: Listening, *, ready: Callable[[], None]) -> None:
     """Answer over HTTPS until SIGTERM or SIGINT.
 
     Args:
