@@ -19,6 +19,7 @@ from provisioning.coordinator.rounds import Surroundings, coordinate
 
 if TYPE_CHECKING:
     from provisioning.coordinator.exchange import Line
+    from provisioning.coordinator.peers import SiteNames
 
 app = ServerApp()
 
@@ -31,8 +32,9 @@ def main(grid: Grid, context: Context) -> None:
     logging.getLogger("flwr").setLevel(logging.WARNING)
     lines: list[FlowerLine] = []
 
-    def line_to(assignment: Assignment) -> Line:
-        lines.append(FlowerLine(grid, frozenset(assignment.study.sites), assignment.settings.nodes, grid.run.run_id))
+    def line_to(assignment: Assignment, names: SiteNames) -> Line:
+        sites, nodes = frozenset(assignment.study.sites), assignment.settings.nodes
+        lines.append(FlowerLine(grid, sites, names, nodes, grid.run.run_id))
         return lines[0]
 
     try:

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from flwr.supercore.runtime import RuntimeHttpClient
     from flwr.superlink.grid import HttpGrid
 
+    from provisioning.coordinator.peers import SiteNames
+
 MESSAGE_TYPE = "query"
 """Flower's own type for messages that are neither training nor evaluation to it."""
 FETCH_WORKERS = 4
@@ -72,13 +74,15 @@ class FlowerLine:
 
     Args:
         grid: What Flower hands to the ServerApp.
-        sites: The study's sites; a node speaks for the site whose name it carries at the SuperLink.
+        sites: The study's sites.
+        names: For which site a node of some name at the SuperLink speaks.
         nodes: Node ids of sites that the names do not give.
         run_id: The run that messages belong to.
     """
 
     grid: HttpGrid
     sites: frozenset[str]
+    names: SiteNames
     nodes: Mapping[str, int]
     run_id: int
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(FETCH_WORKERS, "fetch"), repr=False)
@@ -88,10 +92,10 @@ class FlowerLine:
 
     def attendance(self) -> Mapping[str, Attendance]:
         """The nodes that are online, by site; of several for one site, the one that joined first."""
-        site_of = {node_id: site for site, node_id in self.nodes.items()}
+        site_of, names = {node_id: site for site, node_id in self.nodes.items()}, self.names()
         present: dict[str, Attendance] = {}
         for node in sorted(self.grid.get_nodes(), key=lambda node: str(node.last_activated_at)):
-            site = site_of.get(int(node.node_id), str(node.name))
+            site = site_of.get(int(node.node_id), names.get(str(node.name), ""))
             if site in self.sites and self.nodes.get(site, node.node_id) == node.node_id:
                 present.setdefault(site, Attendance(int(node.node_id), str(node.last_activated_at)))
         return present

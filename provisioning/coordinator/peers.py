@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent.core.clock import Clock
 from agent.core.errors import NetworkError
-from agent.statements.roots import public_key_bytes
+from agent.core.ids import SiteID
+from agent.statements.roots import EvidenceClass, public_key_bytes
 from agent.trust.counters import CounterStore
 from agent.trust.fetcher import BoundedFetcher
 from agent.trust.peers import Peers, PinnedPeers, RepositoryPeers
@@ -28,9 +29,26 @@ REFRESH_S: Final = 60.0
 log = structlog.get_logger()
 
 
+SiteNames = Callable[[], Mapping[str, str]]
+"""For which site each node speaks now, by the node's name at the SuperLink."""
+
+
+@dataclass(frozen=True, slots=True)
+class Company:
+    """Who takes part in a study.
+
+    Args:
+        peers: Verifies who speaks for which hospital; None where nothing is protected.
+        names: Which node to ask for which hospital.
+    """
+
+    peers: Peers | None
+    names: SiteNames
+
+
 @contextmanager
-def opened_peers(assignment: Assignment, clock: Clock) -> Iterator[Peers | None]:
-    """The peers of a protected study, by its roster or by the consortium's repository; None where it has none.
+def opened_company(assignment: Assignment, clock: Clock) -> Iterator[Company]:
+    """Who takes part: by the consortium's repository, or by a roster, where nodes have their hospital's name.
 
     Args:
         assignment: What is to be done.
@@ -41,16 +59,25 @@ def opened_peers(assignment: Assignment, clock: Clock) -> Iterator[Peers | None]
         SecureHealthError: The repository can be read neither from the network nor from the disk.
     """
     protection = assignment.protection
+    own_names = dict(zip(assignment.study.sites, assignment.study.sites, strict=True))
     if protection is None:
-        yield None
+        yield Company(None, lambda: own_names)
         return
     counters = CounterStore(protection.counters)
     minimum = least_evidence(assignment.study)
     if isinstance(protection.trust, Roster):
-        yield PinnedPeers(protection.trust, clock, counters, minimum=minimum)
+        yield Company(PinnedPeers(protection.trust, clock, counters, minimum=minimum), lambda: own_names)
         return
     with _opened_repository(protection.trust, protection, clock) as repository:
-        yield RepositoryPeers(_FreshSource(repository, clock), counters, minimum=minimum)
+        source = _FreshSource(repository, clock)
+        peers = RepositoryPeers(source, counters, minimum=minimum)
+        yield Company(peers, lambda: _speakers(source.current(), assignment, minimum))
+
+
+def _speakers(snapshot: TrustSnapshot, assignment: Assignment, minimum: EvidenceClass) -> dict[str, str]:
+    """Of a hospital's several boxes, the one that peers take an answer from."""
+    boxes = {site: snapshot.speaker(SiteID(site), minimum) for site in assignment.study.sites}
+    return {box.node: site for site, box in boxes.items() if box is not None}
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ from provisioning.coordinator.checkpoint import Checkpoint, CheckpointStore
 from provisioning.coordinator.directory import Assignment, CoordinatorDirectory
 from provisioning.coordinator.exchange import Exchange, Line
 from provisioning.coordinator.gathering import Gathering
-from provisioning.coordinator.peers import opened_peers
+from provisioning.coordinator.peers import Company, SiteNames, opened_company
 from provisioning.coordinator.progress import Happening, ProgressLog, RoundRecord
 from provisioning.coordinator.secure import SecureAggregation
 from provisioning.coordinator.strategy import ServerOptimiser
@@ -37,12 +37,12 @@ class Surroundings:
     """What a coordination needs from outside.
 
     Args:
-        line_to: Gives the line to an assignment's sites.
+        line_to: Gives the line to an assignment's sites, by the names that their nodes have at the SuperLink.
         clock: Time.
         sleep: Waits, in seconds.
     """
 
-    line_to: Callable[[Assignment], Line]
+    line_to: Callable[[Assignment, SiteNames], Line]
     clock: Clock
     sleep: Callable[[float], None]
 
@@ -59,10 +59,10 @@ def coordinate(path: Path, surroundings: Surroundings) -> None:
     """
     directory = CoordinatorDirectory(path)
     assignment = directory.load()
-    with directory.hold(), opened_peers(assignment, SystemClock()) as peers:
+    with directory.hold(), opened_company(assignment, SystemClock()) as company:
         progress = ProgressLog(directory.progress, surroundings.clock)
         try:
-            Coordination(directory, assignment, surroundings, progress, peers).run()
+            Coordination(directory, assignment, surroundings, progress, company).run()
         except SecureHealthError as error:
             # What an operator must correct first ends the run; anything else it can be resumed after.
             progress.note_error(Happening.FAILED if isinstance(error, OperatorError) else Happening.PAUSED, error)
@@ -91,7 +91,7 @@ class Coordination:
         assignment: Assignment,
         surroundings: Surroundings,
         progress: ProgressLog,
-        peers: Peers | None,
+        company: Company,
     ) -> None:
         """Prepare, and read where the study stands; nothing is sent yet.
 
@@ -100,7 +100,7 @@ class Coordination:
             assignment: What is to be done, as loaded from there.
             surroundings: Messages and time.
             progress: Takes the events.
-            peers: Who speaks for which hospital; None where nothing is protected.
+            company: Who takes part.
 
         Raises:
             OperatorError: The study has ended, its strategy or the kind of aggregation cannot be used, or no checkpoint
@@ -113,10 +113,12 @@ class Coordination:
         self._study = assignment.study
         self._clock = surroundings.clock
         self._progress = progress
-        self._exchange = Exchange(surroundings.line_to(assignment), surroundings.clock, surroundings.sleep)
+        self._exchange = Exchange(
+            surroundings.line_to(assignment, company.names), surroundings.clock, surroundings.sleep
+        )
         self._gathering = Gathering(assignment, self._exchange, progress)
         self._optimiser = ServerOptimiser(assignment.study)
-        self._aggregation = make_aggregation(assignment, progress.note_arrival, peers)
+        self._aggregation = make_aggregation(assignment, progress.note_arrival, company.peers)
         self._checkpoints = CheckpointStore(directory.checkpoints, assignment.settings.keep_checkpoints)
         self._state = self._load_state()
 

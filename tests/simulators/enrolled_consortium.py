@@ -8,7 +8,7 @@ with EnrolledConsortium.grow(superlink, directory, rounds=3) as consortium:
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -34,6 +34,7 @@ class EnrolledConsortium(SecureConsortium):
     """Four hospitals under one repository; `authority` is None only before `grow`."""
 
     authority: PlayedConsortium | None = None
+    spares: list[RunningHospital] = field(default_factory=list)
 
     @classmethod
     def grow(
@@ -107,6 +108,21 @@ class EnrolledConsortium(SecureConsortium):
             file = box.directory / "state" / "studies" / name / "study.json"
             wait_until(lambda file=file: file.exists() and file.read_bytes() == study, limit_s=20, what="the study")  # type: ignore[misc]
 
+    def add_spare(self, letter: str, place: Path) -> RunningHospital:
+        """Enrol a second box of a hospital, with the same data, and wait until it is online and has the study."""
+        first = self.box(letter)
+        preset = self.registrar.repository.root_digest
+        spare = RunningHospital.bare(place, site=first.site, preset=preset, refresh_s=first.refresh_s)
+        spare.step, spare.rows = first.step, first.rows
+        self.spares.append(spare)
+        spare.start()
+        spare.wait_for_link("waiting for enrolment", limit_s=60)
+        spare.insert_stick(self.registrar.token_for(SiteID(spare.site)))
+        spare.wait_for_link("online", limit_s=60)
+        folder = spare.directory / "state" / "studies" / self.assignment.study.id
+        wait_until((folder / "study.json").exists, limit_s=20, what="the study arrives")
+        return spare
+
     def revoke(self, letter: str) -> None:
         """Have a hospital revoke its box."""
         box = self.box(letter)
@@ -117,4 +133,6 @@ class EnrolledConsortium(SecureConsortium):
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         SecureConsortium.__exit__(self, kind, value, trace)
+        for spare in self.spares:
+            spare.__exit__(kind, value, trace)
         self.registrar.__exit__(kind, value, trace)

@@ -125,7 +125,7 @@ class PlayedConsortium(PlayedRegistrar):
             self.repository.publish()
         if self.superlink is not None:
             link = parse_public_pem(node.link_key)
-            self.node_ids[node.site] = register_quickly(self.superlink, link, name=node.site)
+            self.node_ids[node.site] = register_quickly(self.superlink, link, name=node.node)
 
     @override
     def _answer(self, asked: Asked) -> Said:

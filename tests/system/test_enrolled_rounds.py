@@ -50,3 +50,23 @@ def test_a_revoked_box_is_refused_by_every_peer_in_the_next_round(superlink: Run
         rounds = len(consortium.events("round"))
         assert rounds < 50
         assert all(record["cohort"] == list(consortium.sites) for record in consortium.events("round"))
+
+
+def test_a_spare_box_takes_over_once_the_first_is_revoked(superlink: RunningSuperLink, tmp_path: Path) -> None:
+    with EnrolledConsortium.grow(
+        superlink, tmp_path, refresh_s=0.5, training_s=2.0, rounds=3, round_deadline_s=30
+    ) as consortium:
+        spare = consortium.add_spare("d", tmp_path / "spare")
+        wait_until(
+            lambda: spare.status is not None and "spare" in spare.status.notice, limit_s=20, what="it says what it is"
+        )
+        consortium.launch()
+        consortium.wait_for("round", count=1)
+        assert not spare.events("masked_input_sent")
+        consortium.revoke("d")
+        consortium.wait_for("paused", limit_s=120)
+        consortium.wait_until_coordinator_is_gone()
+        consortium.launch()
+        consortium.wait_for("finished", limit_s=120)
+        assert spare.events("masked_input_sent")
+        np.testing.assert_allclose(consortium.trained, 1.0 + 3 * consortium.mean, atol=QUANTISATION)

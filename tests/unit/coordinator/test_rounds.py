@@ -14,6 +14,7 @@ from agent.trust.model import parse_model
 from agent.trust.study import Study
 from provisioning.coordinator.directory import Assignment, CoordinatorDirectory
 from provisioning.coordinator.exchange import Line
+from provisioning.coordinator.peers import SiteNames
 from provisioning.coordinator.progress import read_events
 from provisioning.coordinator.rounds import Surroundings, coordinate
 from tests.simulators.played_node import STEP, PlayedTraining
@@ -49,7 +50,7 @@ class Rig:
         self.lines: list[ScriptedLine] = []
 
     def run(self, prepare: Callable[[ScriptedLine], None] = lambda _: None) -> ScriptedLine:
-        def line_to(_: Assignment) -> Line:
+        def line_to(_: Assignment, __: SiteNames) -> Line:
             line = ScriptedLine.of(self.clock, self.answers)
             prepare(line)
             self.lines.append(line)

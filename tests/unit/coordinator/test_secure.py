@@ -61,7 +61,7 @@ class Federation:
         self.line = ScriptedLine.of(self.clock, {site: member.answer for site, member in self.sites.items()})
 
     def run(self, line: ScriptedLine | None = None) -> dict[str, Any]:
-        coordinate(self.directory.path, Surroundings(lambda _: line or self.line, self.clock, self.clock.sleep))
+        coordinate(self.directory.path, Surroundings(lambda *_: line or self.line, self.clock, self.clock.sleep))
         result: dict[str, Any] = json.loads(self.directory.result.read_bytes())
         return result
 
