@@ -24,6 +24,7 @@ from provisioning.authority.superlink import flower_environment
 from tests.bench.table import Row, at_most
 from tests.demo.cohorts import COHORTS
 from tests.demo.found import AGENT, Consortium, found_consortium
+from tests.demo.joining import bring_all_in
 from tests.demo.keys import why_no_tpm
 from tests.demo.live import open_view
 from tests.demo.parts import Part, stop_all
@@ -46,7 +47,7 @@ def rows() -> Iterator[Row]:
 
 @contextmanager
 def _consortium(directory: Path) -> Iterator[Consortium]:
-    """A SuperLink and one hospital that has joined nothing yet."""
+    """A consortium and one hospital whose box is enrolled; its agent does not run."""
     cohort = COHORTS["heart"]()
     hospitals = cohort.hospitals[:1]
     names = {str(hospital.site): hospital.name for hospital in hospitals}
@@ -54,6 +55,9 @@ def _consortium(directory: Path) -> Iterator[Consortium]:
     keys = ["software" if why_no_tpm() else "tpm"] * len(hospitals)
     consortium = found_consortium(directory, cohort, hospitals, rounds=1, keys=keys, now=datetime.now(UTC), view=view)
     try:
+        consortium.start_agents(view)
+        bring_all_in(consortium, view)
+        stop_all([member.agent for member in consortium.members if member.agent is not None])
         yield consortium
     finally:
         consortium.close()

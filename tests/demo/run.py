@@ -9,7 +9,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,13 +16,13 @@ from pathlib import Path
 from typing import Literal, cast
 
 from agent.core.errors import SecureHealthError
-from agent.service.state import load_status
 from agent.trust.study import PrivacyTerms
 from provisioning.coordinator.directory import CoordinatorDirectory, CoordinatorSettings
 from provisioning.coordinator.fab import has_ended, launch_run
 from provisioning.coordinator.progress import Happening, follow_events
 from tests.demo.cohorts import Cohort, Hospital
-from tests.demo.found import Consortium, Member, found_consortium
+from tests.demo.found import Consortium, found_consortium
+from tests.demo.joining import bring_all_in
 from tests.demo.live import View
 from tests.demo.parts import PartFailedError, tail
 from tests.demo.report import render_report
@@ -40,7 +39,6 @@ from tests.demo.summary import (
 )
 
 RESULTS = ("summary.json", "report.html", "model.onnx")
-JOIN_LIMIT_S = 60.0
 RUN_CHECK_S = 3.0
 STATE_OF_EVENT = {
     Happening.OPENED: "training",
@@ -160,7 +158,7 @@ def run_demo(
     try:
         with watch.phase("boxes start, are enrolled by their tokens, and join", view):
             consortium.start_agents(view)
-            _await_agents(consortium, view)
+            bring_all_in(consortium, view)
         coordination = _prepare(consortium, secure=options.secure)
         with watch.phase("coordinator and training workers start", view):
             events = _launch(consortium, coordination)
@@ -179,44 +177,6 @@ def run_demo(
         view.phase("stopping")
         consortium.close()
     return summary
-
-
-def _await_agents(consortium: Consortium, view: View) -> None:
-    """Every technician at once: wait for the box, put the stick in, see it enrolled, touch the key where it must be."""
-    deadline_s = time.monotonic() + JOIN_LIMIT_S
-    with ThreadPoolExecutor(len(consortium.members), "technician") as pool:
-        coming = [pool.submit(_bring_in, consortium, member, view, deadline_s) for member in consortium.members]
-        for each in as_completed(coming):
-            each.result()
-
-
-def _bring_in(consortium: Consortium, member: Member, view: View, deadline_s: float) -> None:
-    site = member.hospital.site
-
-    def stands(link: str) -> bool:
-        status = load_status(member.state_directory)
-        return status is not None and status.link == link
-
-    def wait(is_so: Callable[[], bool], what: str) -> None:
-        while not is_so():
-            consortium.check()
-            if time.monotonic() > deadline_s:
-                log = member.directory / "agent.log"
-                raise PartFailedError(
-                    f"agent of {member.hospital.name}",
-                    f"it is not {what} within {JOIN_LIMIT_S:.0f} s",
-                    next_step=f"Read its log: {log}",
-                    log=tail(log),
-                )
-            time.sleep(0.05)
-
-    wait(lambda: stands("waiting for enrolment"), "ready for enrolment")
-    consortium.hand_in(member, view)
-    wait(lambda: consortium.is_enrolled(member), "enrolled")
-    view.hospital(site, state="enrolled")
-    wait(lambda: stands("online"), "online")
-    consortium.vouch(member, view)
-    view.hospital(site, state="joined")
 
 
 def _prepare(consortium: Consortium, *, secure: bool) -> CoordinatorDirectory:

@@ -113,8 +113,9 @@ def test_hospitals_with_four_kinds_of_key_train_one_model_and_a_person_touches_o
     assert tuple(summary["key_kinds"].values()) == tuple(KINDS)
     assert [entry["cohort"] for entry in summary["log"]] == [4, 4, 4, 4]
     assert summary["log"][-1]["loss"] < summary["log"][0]["loss"]
-    # Once when the key was made, once when it vouched for the running agent.
-    assert said.count("Zurich and Basel: the technician touches the security key") == 2
+    # When the key was made, when it proved itself to registrar and hospital, and when it vouched for the agent.
+    assert said.count("Zurich and Basel: the technician touches the security key") == 4
+    assert all(centre["enrolled_s"] > 0 for centre in summary["centres"])
     lines = [line.split("] ", 1)[1] for line in said.splitlines() if "Zurich and Basel" in line]
     assert lines.index("Zurich and Basel: waits for a touch") < lines.index("Zurich and Basel: joined")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
