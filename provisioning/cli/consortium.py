@@ -184,7 +184,7 @@ def _what_next(layout: AuthorityLayout, plan: FoundingPlan) -> list[str]:
     digest = RepositoryFiles(layout.repository).load().root_digest
     lines = [
         f"Root digest: {digest}",
-        f"Fingerprint: {' '.join(consortium_words(digest))}",
+        f"Fingerprint: {consortium_words(digest)}",
         f"Give every hospital {root}.",
         f"Run the registrar: seh-provision registrar run --config {layout.registrar_settings}",
         f"Run the SuperLink: seh-provision superlink run --directory {layout.path}",
