@@ -19,6 +19,7 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 SECTIONS = {
     "accuracy": "tests.bench.accuracy",
+    "enrolment": "tests.bench.enrolment",
     "footprint": "tests.bench.footprint",
     "identity": "tests.bench.identity",
     "rounds": "tests.bench.rounds",
