@@ -47,8 +47,8 @@ class Operator:
 
     def found(self, *options: str | Path, environment: str = "test", typed: str = "") -> str:
         """Found a consortium."""
-        fixed = ("--id", "consortium-a", "--name", "Consortium A", "--registrar", "127.0.0.1:8443")
-        fixed += ("--superlink", "127.0.0.1:9092", "--environment", environment)
+        fixed = ["--id", "consortium-a", "--name", "Consortium A", "--registrar", "127.0.0.1:8443"]
+        fixed += ["--superlink", "127.0.0.1:9092", "--environment", environment]
         return self.call("consortium", "init", "-d", self.directory, *fixed, *options, typed=typed)
 
     def read(self) -> TrustSnapshot:
