@@ -28,6 +28,10 @@ KEY_WORDS = {
     "fido2": "a key in a FIDO2 security key (here a virtual one), which vouched for the box after a PIN and a touch",
 }
 
+JOINING_WORDS = (
+    "Each came with no word of the consortium, and was enrolled by a token from its own hospital: the registrar and the "
+    "hospital's own tool appraised its key, the hospital signed its record, and every box reads the others' from there."
+)
 LINK_WORDS = (
     "A security key signs nothing without a person, so at the SuperLink its box shows another key, kept on the box; "
     "that one opens the door and speaks for nobody."
@@ -329,13 +333,14 @@ def _tier(spent: PrivacyRecord) -> str:
 def _box_row(centre: Centre) -> dict[str, object]:
     key = KEY_NAMES.get(centre.key_kind, centre.key_kind)
     rows = {"trained": centre.trained, "held_out": centre.held_out, "positives": centre.positives}
-    return {"name": centre.name, "key": key, **rows}
+    enrolled = "" if centre.enrolled_s is None else f"{centre.enrolled_s:.1f} s"
+    return {"name": centre.name, "key": key, "enrolled": enrolled, **rows}
 
 
 def _key_sentence(summary: Summary) -> str:
     """What stands behind the hospitals' identities."""
     parts = [f"{count_word(count)} with {KEY_WORDS.get(kind, kind)}" for kind, count in summary.key_kinds.items()]
-    sentence = f"Each box proves to the coordinator and to its peers who it is: {'; '.join(parts)}."
+    sentence = f"Each box proves to the coordinator and to its peers who it is: {'; '.join(parts)}. {JOINING_WORDS}"
     return f"{sentence} {LINK_WORDS}" if "fido2" in summary.key_kinds else sentence
 
 
