@@ -6,7 +6,7 @@ import base64
 import json
 import secrets
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from agent.core.clock import SystemClock
+from agent.core.errors import OperatorError
 from agent.core.ids import SiteID, check_identifier
 from provisioning.authority.signers import elliptic_key, open_signer, sign_der
 from provisioning.authority.site import SiteDesk, StagedSite
@@ -30,6 +31,7 @@ StateOption = Annotated[Path, typer.Option(help="The state directory of `seh-pro
 RegistrarOption = Annotated[str, typer.Option(help="The registrar's host:port.")]
 RootOption = Annotated[Path, typer.Option(help="1.root.json, as the consortium handed it out.")]
 
+_NOT_NEXT = "authority.may_not_follow"
 _COPY = "desk"
 """A copy of its own: the endorsing tool, which may be running, holds another."""
 
@@ -41,18 +43,36 @@ class OpenDesk:
     Args:
         desk: Signs.
         line: To the registrar.
+        refresh: Reads the repository anew.
     """
 
     desk: SiteDesk
     line: SiteLine
+    refresh: Callable[[], object]
 
-    def publish(self, staged: StagedSite) -> None:
-        """Have what the hospital signed published.
+    def publish(self, stage: Callable[[SiteDesk], StagedSite]) -> StagedSite:
+        """Have something signed and published.
+
+        Args:
+            stage: Signs it, from the newest state.
 
         Raises:
             OperatorError: The registrar refuses it.
             NetworkError: It does not answer.
         """
+        staged = stage(self.desk)
+        try:
+            self._send(staged)
+        except OperatorError as error:
+            if error.details.get("registrar_code") != _NOT_NEXT:
+                raise
+            # Something else was published meanwhile, an earlier try of this command perhaps.
+            self.refresh()
+            staged = stage(self.desk)
+            self._send(staged)
+        return staged
+
+    def _send(self, staged: StagedSite) -> None:
         fields = {
             "metadata": _encoded(staged.metadata),
             "targets": {path: _encoded(data) for path, data in staged.targets.items()},
@@ -92,7 +112,7 @@ def opened_desk(
             clock=clock,
             random_bytes=secrets.token_bytes,
         ) as line:
-            yield OpenDesk(SiteDesk(site_id, FetchedSource(copy), [signer], clock), line)
+            yield OpenDesk(SiteDesk(site_id, FetchedSource(copy), [signer], clock), line, copy.refresh)
 
 
 def _encoded(data: bytes) -> str:

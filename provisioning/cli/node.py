@@ -57,7 +57,7 @@ def revoke(
 ) -> None:
     """Revoke a box's key, for good: every other box refuses it with its next look at the repository."""
     with opened_desk(site, key, state=state, registrar=registrar, root=root, passphrase_file=passphrase_file) as opened:
-        opened.publish(opened.desk.revoke(_find(opened.desk, node).root.key_id, reason))
+        opened.publish(lambda desk: desk.revoke(_find(desk, node).root.key_id, reason))
         typer.echo(f"{node} is revoked.")
 
 
@@ -74,7 +74,7 @@ def replace(
 ) -> None:
     """Make way for a box with a new key, after a repair say: the old key is revoked, and the box enrols anew."""
     with opened_desk(site, key, state=state, registrar=registrar, root=root, passphrase_file=passphrase_file) as opened:
-        opened.publish(opened.desk.revoke(_find(opened.desk, node).root.key_id, "replaced"))
+        opened.publish(lambda desk: desk.revoke(_find(desk, node).root.key_id, "replaced"))
         typer.echo(f"The old key of {node} is revoked.")
         typer.echo(f"Issue a token (seh-provision token issue --site {site}), and on the box: seh-agent re-enrol")
 

@@ -98,6 +98,5 @@ def renew(
 ) -> None:
     """Sign the hospital's record again before its time runs out; `site endorse` does so by itself."""
     with opened_desk(site, key, state=state, registrar=registrar, root=root, passphrase_file=passphrase_file) as opened:
-        staged = opened.desk.renew()
-        opened.publish(staged)
+        staged = opened.publish(SiteDesk.renew)
         typer.echo(f"{SitePaths(site).role}, version {staged.version}, is published.")

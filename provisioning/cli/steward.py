@@ -41,5 +41,5 @@ def add(
             next_step="Name the right file, or the right hospital.",
         )
     with opened_desk(site, key, state=state, registrar=registrar, root=root, passphrase_file=passphrase_file) as opened:
-        opened.publish(opened.desk.add_steward(steward))
+        opened.publish(lambda desk: desk.add_steward(steward))
         typer.echo(f"{steward.steward} is on record at {site}.")
