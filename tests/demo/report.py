@@ -29,8 +29,8 @@ KEY_WORDS = {
 }
 
 JOINING_WORDS = (
-    "Each came with no word of the consortium, and was enrolled by a token from its own hospital: the registrar and the "
-    "hospital's own tool appraised its key, the hospital signed its record, and every box reads the others' from there."
+    "Each came with no word of the consortium, and was enrolled by a token from its own hospital: the registrar and "
+    "the hospital's own tool appraised its key, the hospital signed its record, and every box reads all records there."
 )
 LINK_WORDS = (
     "A security key signs nothing without a person, so at the SuperLink its box shows another key, kept on the box; "
