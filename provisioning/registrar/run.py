@@ -33,7 +33,8 @@ from provisioning.registrar.store import Store
 MAX_CONNECTIONS: Final = 1000
 MAX_HEADER_BYTES: Final = 1 << 15
 KEEP_ALIVE_S: Final = 15
-GRACE_S: Final = 10
+GRACE_S: Final = 3
+"""For requests under way; connections that only idle keep a TLS server waiting for all of it."""
 
 _log = structlog.get_logger(__name__)
 

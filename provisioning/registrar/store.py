@@ -16,9 +16,9 @@ from typing import Any, Final, Self
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Engine, create_engine, delete, event, select, update
+from sqlalchemy import URL, Engine, create_engine, delete, event, select, update
 from sqlalchemy.engine import Connection, make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
@@ -76,8 +76,8 @@ class Store:
         Raises:
             HardwareError: It does not answer (`registrar.store_away`).
         """
-        engine = connect(url)
         with _translated():
+            engine = connect(url)
             migrate(engine)
         return cls(engine, clock)
 
@@ -236,8 +236,12 @@ class Store:
 
 
 def connect(url: str) -> Engine:
-    """Make an engine; nothing is opened yet."""
-    address = make_url(url)
+    """Make an engine; nothing is opened yet.
+
+    Raises:
+        OperatorError: It is the URL of neither SQLite nor PostgreSQL (`registrar.bad_database`).
+    """
+    address = _parse_url(url)
     if address.get_backend_name() == "postgresql":
         return create_engine(address.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=POOL_SIZE)
     if address.database:
@@ -247,6 +251,20 @@ def connect(url: str) -> Engine:
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _parse_url(url: str) -> URL:
+    try:
+        address = make_url(url)
+    except (ArgumentError, ValueError):
+        address = None
+    if address is None or address.get_backend_name() not in {"sqlite", "postgresql"}:
+        raise OperatorError(
+            "registrar.bad_database",
+            "The registrar's database is named by no URL of SQLite or PostgreSQL.",
+            next_step="Write `sqlite:///registrar.db` or `postgresql://user@host/name` into its settings.",
+        )
+    return address
 
 
 def migrate(engine: Engine, revision: str = "head") -> None:
