@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
+import random
 import secrets
 import signal
 import socket
 import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,16 +29,23 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from securesystemslib.signer import CryptoSigner, Signer
 
 from agent.attestation.binding import Exchange
+from agent.attestation.credential import Credential, activation_answer
 from agent.attestation.enrolling import ENDORSEMENT_LABEL, ENROLMENT_LABEL, token_proof
 from agent.attestation.evidence import Evidence, encode_evidence
 from agent.attestation.possession import POSSESSION_TYPE
 from agent.core.clock import SystemClock
 from agent.core.ids import SiteID
+from agent.enrolment.client import Enrolment, Surroundings
+from agent.enrolment.conversation import Box, gather_evidence
+from agent.enrolment.line import Patience
+from agent.enrolment.record import EnrolmentFolder, EnrolmentRecord
+from agent.identity.key import HardwareKey
+from agent.service.trust import found_repository
 from agent.statements.envelope import Proof, encode_proof, pre_authentication_encoding
 from agent.statements.kinds import SiteRequest
 from agent.statements.roots import KeyKind, key_id, public_key_bytes
 from agent.trust.records import NodeFile
-from agent.trust.token import Token, registrar_secret, site_secret
+from agent.trust.token import Token, issue_token, registrar_secret, site_secret
 from provisioning.authority.endorsing import Decide, EndorsingTool, decide_later
 from provisioning.authority.signers import elliptic_key, load_file_key, sign_der
 from provisioning.authority.site_line import SiteLine
@@ -381,3 +391,76 @@ def issuer_of(signer: Signer) -> Issuer:
 
 def _padded(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).decode()
+
+
+@dataclass
+class KeyBox(PlainBox):
+    """The same with a hardware key.
+
+    Args:
+        hardware: Its key.
+    """
+
+    hardware: HardwareKey | None = None
+
+    @property
+    def held(self) -> HardwareKey:
+        """Its key."""
+        assert self.hardware is not None
+        return self.hardware
+
+    @property
+    def key_id(self) -> str:
+        return self.held.key_id
+
+    def fields(self, **changes: object) -> dict[str, object]:
+        ek_name, key_name = self.held.evidence_names()
+        public_key = encode_bytes(public_key_bytes(self.held.public_key()))
+        return (
+            super().fields()
+            | {
+                "kind": self.held.kind.value,
+                "public_key": public_key,
+                "link_key": public_key,
+                "ek_name": encode_bytes(ek_name),
+                "key_name": encode_bytes(key_name),
+            }
+            | changes
+        )
+
+    def evidence(self, exchange: Exchange) -> bytes:
+        """All that its key can show."""
+        return encode_evidence(gather_evidence(self.held, exchange.qualifying_data(*self.held.evidence_names())))
+
+    def activate(self, answer: httpx.Response, qualifying_data: bytes) -> httpx.Response:
+        """Open the registrar's credential."""
+        fields = answer.json()["credential"]
+        credential = Credential(decode_bytes(fields["blob"]), decode_bytes(fields["encrypted_seed"]))
+        opened = activation_answer(self.held.activate(credential), qualifying_data)
+        return self.put("activation", json.dumps({"answer": encode_bytes(opened)}).encode())
+
+    @property
+    def qualifying_data(self) -> bytes:
+        """Of the registrar's asking."""
+        return self.registrar_exchange().qualifying_data(*self.held.evidence_names())
+
+    def enrol_whole(self, directory: Path) -> EnrolmentRecord:
+        """Enrol as a box does, by its own client, from the token's text to the repository."""
+        text = token_text_of(self.host, self.token)
+        around = Surroundings(
+            folder=EnrolmentFolder.of(directory),
+            open_repository=lambda place, url, root, digest: found_repository(
+                place, url, root, digest, SystemClock(), proxy=None
+            ),
+            clock=SystemClock(),
+            patience=Patience(lambda seconds: threading.Event().wait(seconds), lambda _: None, random.Random(1)),
+            tell=lambda _: None,
+            confirm=lambda *_: True,
+        )
+        return Enrolment(Box(self.held, self.held.public_key()), around).start(text)
+
+
+def token_text_of(host: RegistrarHost, token: Token) -> str:
+    """A token as its hospital's key issues it."""
+    issuer = host.issuer(token.site)
+    return issue_token(token, issuer.public_key, issuer.sign)
