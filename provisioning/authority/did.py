@@ -102,7 +102,6 @@ def membership(names: DIDNames, node: NodeFile, consortium: str, signer: Signer,
         "typ": "vc+jwt",
         "cty": "vc",
         "kid": f"{names.site}#{key_id(key)}",
-        "iss": names.site,
     }
     credential = {
         "@context": list(CREDENTIAL_CONTEXT),
