@@ -145,7 +145,8 @@ class Publisher:
         return self.files.load()
 
     def _publish(self, before: RepositoryState, change: Change) -> RepositoryState:
-        proposal = self._propose(before, change)
+        with translated():
+            proposal = self._propose(before, change)
         check_successor(before, proposal, now=self._clock.now())
         check_targets(before, change, self.files)
         self.files.store_targets(change.targets)
