@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -26,7 +27,9 @@ from provisioning.registrar.store import StaleError, Store
 from provisioning.tokens.token import TokenEntry
 
 MAX_TRIES: Final = 10
-MAX_WAITING: Final = 512
+MAX_WAITING: Final = 64
+MAX_PUBLISHING: Final = 8
+"""At once: each waits for the one before, and boxes must not wait for all of them."""
 MAX_LIST_BYTES: Final = 8 << 20
 """Of evidence in one list of waiting boxes; the rest comes with the next one."""
 NAME_BYTES: Final = 16
@@ -70,6 +73,7 @@ class RegistrarDesk:
         self._store = tools.store
         self._of_token = RateLimiter(TOKEN_RATE, tools.clock)
         self._of_site = RateLimiter(SITE_RATE, tools.clock)
+        self._publishing = threading.BoundedSemaphore(MAX_PUBLISHING)
 
     # Boxes.
 
@@ -81,10 +85,10 @@ class RegistrarDesk:
             PeerProtocolError: Its keys are none.
             NetworkError: It asks too often.
         """
-        self._of_token.take(opening.token)
         known = self._store.of_token(opening.token)
         now_s = self._now_s()
         entry = challenge.check_token(self._store.token(opening.token), opening, now_s, is_open=known is not None)
+        self._of_token.take(opening.token)  # not before: who only knows its name must not use up its share
         if known is None:
             name, nonce = self._random(NAME_BYTES).hex(), self._random(challenge.NONCE_BYTES)
             known = self._store.create(challenge.begin(entry, opening, name=name, nonce=nonce, now_s=now_s))
@@ -187,10 +191,10 @@ class RegistrarDesk:
         self._store.add_token(entry)
 
     def waiting(self, site: SiteID) -> list[dict[str, str]]:
-        """Boxes that wait for a hospital, with what they showed for it, oldest first."""
+        """Boxes that wait for a hospital, with what they showed for it: those that are there now come first."""
         shown: list[dict[str, str]] = []
         size = 0
-        for known in self._store.in_states(_WAITING, site=site, limit=MAX_WAITING):
+        for known in self._store.heard_of(_WAITING, site, limit=MAX_WAITING):
             size += len(known.talk.evidence)
             if size > MAX_LIST_BYTES and shown:
                 break
@@ -231,7 +235,12 @@ class RegistrarDesk:
             PeerProtocolError: It may not follow what was published before.
             NetworkError, HardwareError: Not now; the same again goes on from there.
         """
-        endorsed = self._tools.publishing.publish(site, metadata, targets)
+        if not self._publishing.acquire(blocking=False):
+            raise _contended("publishes at once")
+        try:
+            endorsed = self._tools.publishing.publish(site, metadata, targets)
+        finally:
+            self._publishing.release()
         self._tools.wake()
         return endorsed
 
@@ -261,11 +270,7 @@ class RegistrarDesk:
             if changed.state is not known.state:
                 _log.info("enrolment_moved", enrolment=known.id, site=known.site, state=changed.state.value)
             return changed
-        raise NetworkError(
-            "registrar.contended",
-            "Too many requests change this enrolment at once.",
-            next_step="Try again.",
-        )
+        raise _contended("changes one enrolment")
 
     def _occasion(self, known: Enrolment) -> Occasion:
         published = self._tools.reader.current()
@@ -286,6 +291,14 @@ class RegistrarDesk:
 
     def _now_s(self) -> int:
         return int(self._tools.clock.now().timestamp())
+
+
+def _contended(what: str) -> NetworkError:
+    return NetworkError(
+        "registrar.contended",
+        f"Too much of what comes {what}.",
+        next_step="Try again.",
+    )
 
 
 def _waiting(known: Enrolment) -> dict[str, str]:

@@ -282,4 +282,7 @@ class Registrations:
         except SecureHealthError as error:
             _log.warning("work_delayed", error=error)
             return RETRY_S
+        except Exception:  # noqa: BLE001 - a fault of ours with one box must not keep all others waiting
+            _log.exception("work_failed")
+            return RETRY_S
         return RETRY_S if left else IDLE_S

@@ -25,6 +25,7 @@ from agent.core.errors import OperatorError
 from provisioning.authority.opening import opened_publisher
 from provisioning.authority.repository import make_directory, storing
 from provisioning.registrar.app import create_app
+from provisioning.registrar.connection import PatientProtocol
 from provisioning.registrar.desk import RegistrarDesk, Tools
 from provisioning.registrar.publish import Door, PublishedReader, PublishingDesk, Registrations
 from provisioning.registrar.settings import RegistrarSettings
@@ -113,7 +114,7 @@ def serve(app: ASGIApp, settings: Listening, *, ready: Callable[[], None]) -> No
             app,
             host=host.strip("[]"),
             port=int(port),
-            http="h11",
+            http=PatientProtocol,
             ws="none",
             lifespan="off",
             log_config=None,

@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import URL, Engine, create_engine, delete, event, select, update
+from sqlalchemy import URL, Engine, Select, create_engine, delete, event, select, update
 from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -134,21 +134,31 @@ class Store:
             row = session.scalar(select(EnrolmentRow).where(EnrolmentRow.token == token_id))
             return None if row is None else _enrolment(row)
 
-    def in_states(self, states: Collection[State], *, site: SiteID | None = None, limit: int = -1) -> list[Enrolment]:
+    def in_states(self, states: Collection[State], *, site: SiteID | None = None) -> list[Enrolment]:
         """Enrolments in any of these states, oldest first.
 
         Args:
             states: Which.
             site: Only of this hospital.
-            limit: At most so many; -1 for all.
         """
-        query = select(EnrolmentRow).where(EnrolmentRow.state.in_([state.value for state in states]))
+        query = _in_states(states)
         if site is not None:
             query = query.where(EnrolmentRow.site == site)
-        if limit >= 0:
-            query = query.limit(limit)
         with self._reading() as session:
             return [_enrolment(row) for row in session.scalars(query.order_by(EnrolmentRow.opened_s, EnrolmentRow.id))]
+
+    def heard_of(self, states: Collection[State], site: SiteID, *, limit: int) -> list[Enrolment]:
+        """Enrolments of a hospital in any of these states, those first whose box was heard of last.
+
+        Args:
+            states: Which.
+            site: The hospital.
+            limit: At most so many.
+        """
+        query = _in_states(states).where(EnrolmentRow.site == site)
+        query = query.order_by(EnrolmentRow.seen_s.desc(), EnrolmentRow.id).limit(limit)
+        with self._reading() as session:
+            return [_enrolment(row) for row in session.scalars(query)]
 
     def swap(self, before: Enrolment, after: Enrolment) -> Enrolment:
         """Put `after` in the place of `before`, if that still stands.
@@ -306,6 +316,10 @@ def _translated() -> Iterator[None]:
             f"The registrar's database does not answer ({type(error).__name__}).",
             next_step="Nothing was changed; try again. If it lasts, have the registrar's host looked at.",
         ) from error
+
+
+def _in_states(states: Collection[State]) -> Select[EnrolmentRow]:
+    return select(EnrolmentRow).where(EnrolmentRow.state.in_([state.value for state in states]))
 
 
 def _entry(row: TokenRow) -> TokenEntry:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
+import socket
+import ssl
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -16,6 +20,7 @@ from agent.core.errors import OperatorError
 from agent.statements.roots import KeyKind
 from agent.trust.records import public_pem
 from agent.trust.token import ek_digest
+from provisioning.registrar.connection import MAX_FROM_ADDRESS, PATIENCE_S
 from provisioning.registrar.guard import HEADERS, MAX_EVIDENCE_REQUEST_BYTES, MAX_SMALL_BYTES
 from provisioning.registrar.limits import ADDRESS_RATE, TOKEN_RATE
 from provisioning.registrar.messages import encode_bytes
@@ -435,3 +440,36 @@ def test_nothing_secret_is_logged(host: RegistrarHost, box: PlainBox) -> None:
     assert box.name in host.log
     assert box.secret not in host.log
     assert box.token.secret.hex() not in host.log
+
+
+def tls_connection(host: RegistrarHost, source: str) -> ssl.SSLSocket:
+    name, _, port = host.address.rpartition(":")
+    plain = socket.create_connection((name, int(port)), timeout=60, source_address=(source, 0))
+    return host.trust.wrap_socket(plain, server_hostname=name)
+
+
+def test_connections_from_one_address_are_counted(host: RegistrarHost) -> None:
+    held: list[ssl.SSLSocket] = []
+    try:
+        with pytest.raises(OSError, match=r"reset|EOF|closed|Broken"):  # noqa: PT012 - which one of them it is, is open
+            for _ in range(MAX_FROM_ADDRESS + 1):
+                held.append(tls_connection(host, "127.9.9.9"))
+            held[-1].sendall(b"GET /v1/ca.pem HTTP/1.1\r\n\r\n")
+            if not held[-1].recv(1):
+                raise ConnectionResetError("closed")
+        with host.client() as other:
+            assert other.get("/v1/ca.pem").status_code == 200
+    finally:
+        for one in held:
+            one.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [b"", b"GET /v1/ca.pem HTTP/1.1\r\nhost: a\r\n"])
+def test_a_connection_that_only_dribbles_is_closed(host: RegistrarHost, sent: bytes) -> None:
+    with tls_connection(host, "127.9.9.10") as line:
+        line.sendall(sent)
+        begin = time.monotonic()
+        with contextlib.suppress(ConnectionResetError):
+            assert line.recv(1) == b""
+        assert PATIENCE_S * 0.9 < time.monotonic() - begin < PATIENCE_S * 2

@@ -154,14 +154,17 @@ def test_a_request_is_taken_once_and_forgotten_when_its_date_refuses_it(store: S
     store.use_nonce(A, "00" * 32, expires_s=now_s + 1200)
 
 
-def test_enrolments_are_found_by_state_and_hospital(store: Store) -> None:
+def test_enrolments_are_found_by_state_and_hospital(store: Store, clock: SetClock) -> None:
     for number, site in enumerate([A, A, B]):
         entry = ENTRY.model_copy(update={"id": f"{number:016x}", "site": site})
         store.add_token(entry)
         store.create(replace(OPEN, id=f"number-{number}", token=entry.id, site=site, opened_s=1_700_000_000 - number))
     assert [known.id for known in store.in_states({State.OPEN}, site=A)] == ["number-1", "number-0"]
     assert len(store.in_states({State.OPEN})) == 3
-    assert len(store.in_states({State.OPEN}, limit=2)) == 2
+    clock.move(SEEN_EVERY_S + 800_000_000)
+    store.note_seen("number-0")
+    assert [known.id for known in store.heard_of({State.OPEN}, A, limit=2)] == ["number-0", "number-1"]
+    assert [known.id for known in store.heard_of({State.OPEN}, A, limit=1)] == ["number-0"]
     assert store.in_states({State.APPRAISED}) == []
 
 
