@@ -147,6 +147,18 @@ def unenrol(
     typer.echo(f"Ask {record.site}'s operator to revoke its key: `seh-provision node revoke {record.node}`.")
 
 
+def accept_keys(
+    site: Annotated[str, typer.Argument(help="The hospital whose keys changed without its old ones saying so.")],
+    keys: Annotated[list[str], typer.Argument(help="Ids of its keys now, as that hospital itself confirmed them.")],
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Believe a hospital's new keys after it lost its old ones; ask that hospital itself first, by another way."""
+    from agent.service.control import ask_agent  # noqa: PLC0415 - other commands need not load the service
+
+    ask_agent(load_config(config).node.state_directory, "accept-keys", site=site, keys=" ".join(keys))
+    typer.echo(f"This box believes {site}'s keys from now on; its boxes take part again within a minute or so.")
+
+
 def become_owner(directory: Path) -> None:
     """Go on as the user whose agent this is, where root started the command: what it writes has to be the agent's.
 

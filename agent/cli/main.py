@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from agent.cli import data, key, study
-from agent.cli.enrol import enrol, re_enrol, unenrol
+from agent.cli.enrol import accept_keys, enrol, re_enrol, unenrol
 from agent.cli.run import run, status
 from agent.core.terminal import command_line, run_command
 
@@ -15,6 +15,7 @@ app.command()(status)
 app.command()(enrol)
 app.command("re-enrol")(re_enrol)
 app.command()(unenrol)
+app.command("accept-keys")(accept_keys)
 app.add_typer(data.app)
 app.add_typer(key.app)
 app.add_typer(study.app)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -65,6 +65,7 @@ class Affiliation:
         company: None without a roster, where only unprotected demonstrations run.
         allows_plain: Whether unprotected updates may leave at all; the configuration has to allow them too.
         moved: Set once any of this has changed, so that the agent has to be wired anew.
+        accept_keys: Believes a hospital's other keys, by their ids; None without a repository.
     """
 
     site: str
@@ -74,6 +75,7 @@ class Affiliation:
     company: Company | None
     allows_plain: bool
     moved: Event = field(default_factory=Event)
+    accept_keys: Callable[[SiteID, Collection[str]], None] | None = None
 
 
 def pinned_affiliation(config: AgentConfig, pinned: Pinned, key: HardwareKey, clock: Clock) -> Affiliation:
@@ -149,6 +151,7 @@ def enrolled_affiliation(
             company=company,
             allows_plain=config.node.environment == "demo" and snapshot.environment is Environment.TEST,
             moved=moved,
+            accept_keys=keeper.accept_site_keys,
         )
 
 

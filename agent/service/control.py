@@ -14,7 +14,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +33,7 @@ from agent.core.errors import (
     SecureHealthError,
     SoftwareError,
 )
+from agent.core.ids import IdentifierText, SiteID
 from agent.identity.key import HardwareKey
 from agent.identity.session import SessionKeeper, another_key
 from agent.service.state import AgentStatus, not_running
@@ -52,6 +53,7 @@ _ACCEPT_PAUSE_S = 0.2
 _BACKLOG = 128
 _CREDENTIALS = struct.Struct("3i")  # unix(7): pid, uid, gid
 
+AcceptKeys = Callable[[SiteID, Collection[str]], None]
 Answerer = Callable[[bytes], bytes]
 """Answers one line with one line; never raises."""
 
@@ -61,8 +63,10 @@ log = structlog.get_logger()
 class _Request(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    request: Literal["status", "session-offer", "session-accept"]
+    request: Literal["status", "session-offer", "session-accept", "accept-keys"]
     proof: Annotated[str, Field(max_length=MAX_LINE_BYTES)] = ""
+    site: IdentifierText = ""
+    keys: Annotated[str, Field(pattern=r"^([0-9a-f]{64}( [0-9a-f]{64}){0,7})?$")] = ""
 
 
 class _Failure(BaseModel):
@@ -87,11 +91,18 @@ class ControlDesk:
     Args:
         keeper: Of the session; None where this box keeps none.
         status: How the agent does.
+        accept_keys: Believes a hospital's other keys, by their ids; None where this box has no repository.
     """
 
-    def __init__(self, keeper: SessionKeeper | None, status: Callable[[], AgentStatus]) -> None:
+    def __init__(
+        self,
+        keeper: SessionKeeper | None,
+        status: Callable[[], AgentStatus],
+        accept_keys: AcceptKeys | None = None,
+    ) -> None:
         self._keeper = keeper
         self._status = status
+        self._accept_keys = accept_keys
 
     def answer(self, line: bytes) -> bytes:
         """Answer one line, without its end; whatever comes in, a line goes out."""
@@ -109,6 +120,11 @@ class ControlDesk:
     def _do(self, request: _Request) -> dict[str, Any]:
         if request.request == "status":
             return asdict(self._status())
+        if request.request == "accept-keys":
+            if self._accept_keys is None:
+                raise _no_repository()
+            self._accept_keys(SiteID(request.site), request.keys.split())
+            return {}
         if self._keeper is None:
             raise _no_sessions()
         if request.request == "session-offer":
@@ -242,7 +258,7 @@ def ask_agent(directory: Path, request: str, **fields: str) -> dict[str, Any]:
 
     Args:
         directory: Its state directory.
-        request: `status`, `session-offer` or `session-accept`.
+        request: `status`, `session-offer`, `session-accept` or `accept-keys`.
         fields: What belongs to the request.
 
     Returns:
@@ -368,6 +384,14 @@ def _broken(error: Exception) -> SoftwareError:
         "service.control_broke",
         f"The agent failed at a request: {type(error).__name__}.",
         next_step="Report it with the agent's log.",
+    )
+
+
+def _no_repository() -> OperatorError:
+    return OperatorError(
+        "service.no_repository",
+        "This box is not enrolled, so no hospital's keys come to it from a repository.",
+        next_step="Nothing to do: its roster is installed by hand.",
     )
 
 

@@ -249,7 +249,7 @@ class _Life:
         _tend_session(keeper, board)
         loop = threading.Thread(target=agent.node.run, name="node", daemon=True)
         loop.start()
-        desk = ControlDesk(keeper, board.current)
+        desk = ControlDesk(keeper, board.current, affiliation.accept_keys)
         try:
             with ControlSocket(self.config.node.state_directory, desk.answer, self.clock):
                 self.manager.ready()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -13,6 +13,7 @@ import structlog
 
 from agent.core.clock import Clock
 from agent.core.errors import NetworkError, SecureHealthError
+from agent.core.ids import SiteID
 from agent.trust.fetcher import BoundedFetcher
 from agent.trust.repository import TrustRepository, bootstrap
 from agent.trust.snapshot import TrustSnapshot
@@ -96,6 +97,7 @@ class TrustKeeper:
         self._every_s = every_s
         self._told: TrustSnapshot | None = None
         self._ended = False
+        self._asked = False
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="trust", daemon=True)
 
@@ -113,6 +115,18 @@ class TrustKeeper:
         self._wake.set()
         return snapshot
 
+    def accept_site_keys(self, site: SiteID, key_ids: Collection[str]) -> None:
+        """Believe a hospital's other keys, as a person here had them confirmed; they count as soon as we looked again.
+
+        Raises:
+            OperatorError: The consortium names other keys for it.
+            HardwareError: The disk does not take it.
+        """
+        self._repository.trust.accept_site_keys(site, key_ids)
+        log.info("site_keys_accepted", site=site, keys=sorted(key_ids))
+        self._asked = True
+        self._wake.set()
+
     def _run(self) -> None:
         wait_s = 0.0
         while True:
@@ -121,7 +135,8 @@ class TrustKeeper:
             if self._ended:
                 return
             try:
-                if not woken:
+                if self._asked or not woken:
+                    self._asked = False
                     wait_s = self._every_s * self._dice.uniform(1 - _JITTER, 1 + _JITTER)
                     self._repository.refresh()
                     self._on_news("")

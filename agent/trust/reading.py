@@ -246,6 +246,7 @@ def _swapped_keys(site: SiteID, named: SitePin) -> PeerProtocolError:
         "trust.swapped_keys",
         f"The consortium names other keys for {site} than this box knows ({keys}), and {site} did not say so with its "
         "old ones.",
-        next_step=f"The boxes of {site} are left out. Ask {site} by another way whether it changed its keys.",
+        next_step=f"The boxes of {site} are left out. Ask {site} by another way whether it changed its keys; if so, "
+        "`seh-agent accept-keys`.",
         site=site,
     )

@@ -16,7 +16,7 @@ from typing_extensions import override
 from agent.attestation.makers import TrustStore
 from agent.core.clock import SystemClock
 from agent.core.ids import SiteID
-from agent.statements.roots import KeyKind
+from agent.statements.roots import KeyKind, key_id
 from agent.trust.records import (
     CONSORTIUM_TARGET,
     ConsortiumRecord,
@@ -28,7 +28,7 @@ from agent.trust.records import (
 )
 from tests.simulators.played_node import register_quickly
 from tests.simulators.registrar import OTHER_SITE, SITE, Asked, PlayedRegistrar, Said
-from tests.simulators.repository import PlayedRepository, PlayedSite, new_signer
+from tests.simulators.repository import PlayedRepository, PlayedSite, new_signer, public_key
 from tests.simulators.superlink import RunningSuperLink
 
 
@@ -113,6 +113,16 @@ class PlayedConsortium(PlayedRegistrar):
             self.desks[site].revoke(key)
             self.desks[site].sign()
             self.repository.publish()
+
+    def swap_keys(self, site: SiteID) -> str:
+        """Name another key for a hospital, without its old one saying so; returns the new key's id."""
+        signer = new_signer()
+        with self._publishing:
+            self.repository.delegate_site(site, signer)
+            self.desks[site].signers = [signer]
+            self.desks[site].sign()
+            self.repository.publish()
+        return key_id(public_key(signer))
 
     @override
     def publish(self, node: NodeFile) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,10 +12,11 @@ import pytest
 from agent.service.state import AgentStatus
 from tests.simulators.hospital import STUDY_ID, RunningHospital, study_json
 from tests.simulators.played_consortium import PlayedConsortium
-from tests.simulators.registrar import SITE, Asked, PlayedRegistrar, Said
+from tests.simulators.registrar import OTHER_SITE, SITE, Asked, PlayedRegistrar, Said
 from tests.simulators.superlink import RunningSuperLink, wait_until
 
 pytestmark = pytest.mark.slow
+AGENT = str(Path(sys.executable).parent / "seh-agent")
 MODEL = b"no model: the played worker reads none"
 
 
@@ -178,3 +181,17 @@ def test_a_token_that_was_refused_leaves_the_box_waiting_for_another(
     assert "The token was used." in status_of(box).sentence
     box.insert_stick(consortium.token())
     box.wait_for_link("online", limit_s=60)
+
+
+def test_a_hospital_that_lost_its_keys_is_left_out_until_a_person_confirms_the_new_ones(
+    box: RunningHospital, consortium: PlayedConsortium
+) -> None:
+    enrol(box, consortium)
+    key = consortium.swap_keys(OTHER_SITE)
+    wait_until(lambda: "Left out for now" in status_of(box).notice, limit_s=20, what="the box leaves it out")
+    assert key in status_of(box).notice
+    accept = [AGENT, "accept-keys", OTHER_SITE, "--config", str(box.config)]
+    wrong = subprocess.run([*accept, "ab" * 32], capture_output=True, text=True, check=False)
+    assert (wrong.returncode, "trust.other_site_keys" in wrong.stderr) == (2, True)
+    subprocess.run([*accept, key], check=True)
+    wait_until(lambda: status_of(box).notice == "", limit_s=20, what="it counts again")

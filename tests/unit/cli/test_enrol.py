@@ -25,6 +25,7 @@ from agent.trust.records import public_pem
 from agent.trust.token import STICK_FILE
 from tests.simulators.played_consortium import PlayedConsortium
 from tests.simulators.registrar import SITE, Said
+from tests.simulators.repository_server import running_proxy
 from tests.simulators.stick import make_stick
 from tests.simulators.swtpm import shared_maker
 
@@ -164,6 +165,15 @@ def test_a_pinned_box_is_not_enrolled(technician: Technician, consortium: Played
         + '[superlink]\naddress = "127.0.0.1:9"\nroot_certificates = "r"\n[studies]\ndirectory = "s"\n'
     )
     assert "config.pinned" in technician.types("enrol", "--token", consortium.token(), status=2)
+
+
+def test_all_goes_through_the_hospitals_proxy(technician: Technician, consortium: PlayedConsortium, words: str) -> None:
+    with running_proxy() as proxy:
+        network = f'[network]\nproxy = "http://localhost:{proxy.port}"\n'
+        technician.configure(f"software:{technician.directory / 'node.key'}", network)
+        technician.types("enrol", "--token", consortium.token(), "--yes-fingerprint", words)
+    assert technician.folder.load_record() is not None
+    assert set(proxy.asked) == {f"CONNECT {consortium.address} HTTP/1.1"}
 
 
 def test_a_new_mainboard_is_enrolled_in_the_old_ones_place(

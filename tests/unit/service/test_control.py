@@ -116,6 +116,16 @@ def test_a_box_that_keeps_no_session_says_so(tmp_path: Path, key: FakeKey) -> No
     assert failure.value.code == "service.no_sessions"
 
 
+def test_a_box_without_a_repository_believes_no_keys_on_request(tmp_path: Path, key: FakeKey) -> None:
+    desk = ControlDesk(None, lambda: STATUS)
+    with (
+        ControlSocket(tmp_path, desk.answer, SystemClock()),
+        pytest.raises(OperatorError, match="not enrolled") as failure,
+    ):
+        ask_agent(tmp_path, "accept-keys", site="hospital-b", keys="ab" * 32)
+    assert failure.value.code == "service.no_repository"
+
+
 def test_without_an_agent_a_command_says_so(tmp_path: Path, key: FakeKey) -> None:
     for directory in (tmp_path, tmp_path / "missing"):
         with pytest.raises(OperatorError, match="No agent runs"):
