@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from tuf.api.metadata import Metadata, Root, Targets
 
 from agent.core.clock import SystemClock
 from agent.core.errors import OperatorError
+from agent.core.files import store_atomically
 from agent.statements.roots import key_id
 from agent.trust.records import parse_public_pem
 from provisioning.authority.ceremony import Ceremony, PendingChange
@@ -27,6 +30,9 @@ from provisioning.cli.secrets import interactive
 from provisioning.registrar.settings import load_settings
 
 DirectoryOption = Annotated[Path, typer.Option("--directory", "-d", help="The authority's directory.")]
+OnlineKeyOption = Annotated[
+    str | None, typer.Option(help="A new online key for the registrar's host, in place of the one in its settings.")
+]
 KeysOption = Annotated[
     list[str] | None,
     typer.Option("--key", help="A further key to sign with: file:<path>, piv:..., pkcs11:..., tpm:..."),
@@ -51,13 +57,16 @@ class Authority:
 
 
 @contextmanager
-def opened_authority(directory: Path, secrets: Secrets, keys: list[str] | None = None) -> Iterator[Authority]:
+def opened_authority(
+    directory: Path, secrets: Secrets, keys: list[str] | None = None, online_key: str | None = None
+) -> Iterator[Authority]:
     """Open the authority in `directory`.
 
     Args:
         directory: The authority's.
         secrets: Asked for passphrases and PINs.
         keys: URIs of further keys, as seen from here.
+        online_key: URI of the online key to publish with; the one of the settings where left out.
 
     Raises:
         OperatorError: It is not founded yet, or its settings or keys cannot be used.
@@ -65,19 +74,30 @@ def opened_authority(directory: Path, secrets: Secrets, keys: list[str] | None =
     layout, clock = AuthorityLayout(directory), SystemClock()
     settings = load_settings(layout.registrar_settings)
     keyring = Keyring(layout, secrets, [from_here(uri) for uri in keys or ()])
-    with opened_publisher(settings, open_online_key(settings, secrets), clock) as publisher:
+    online = open_online_key(settings, secrets) if online_key is None else keyring.open(from_here(online_key))
+    with opened_publisher(settings, online, clock) as publisher:
         yield Authority(layout, keyring, publisher, Ceremony(layout, keyring, publisher, clock))
 
 
 @contextmanager
-def asked_authority(directory: Path, passphrase_file: Path | None, keys: list[str] | None) -> Iterator[Authority]:
+def asked_authority(
+    directory: Path, passphrase_file: Path | None, keys: list[str] | None, online_key: str | None = None
+) -> Iterator[Authority]:
     """The same, with whoever sits at the terminal.
 
     Raises:
         OperatorError: As `opened_authority` says.
     """
-    with opened_authority(directory, interactive(passphrase_file), keys) as authority:
+    with opened_authority(directory, interactive(passphrase_file), keys, online_key) as authority:
         yield authority
+
+
+def use_online_key(layout: AuthorityLayout, uri: str) -> None:
+    """Have the registrar sign with another online key from its next start on."""
+    settings = layout.registrar_settings
+    text = settings.read_text(encoding="utf-8")
+    line = f"online = {json.dumps(from_here(uri))}"
+    store_atomically(settings, re.sub(r"^online = .*$", lambda _: line, text, flags=re.MULTILINE).encode())
 
 
 def tell_outcome(authority: Authority, pending: PendingChange, done: str) -> None:

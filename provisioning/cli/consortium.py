@@ -22,7 +22,15 @@ from provisioning.authority.layout import AuthorityLayout
 from provisioning.authority.repository import RepositoryFiles, RepositoryState
 from provisioning.authority.roles import OFFLINE
 from provisioning.authority.site import LocalSource, SiteDesk
-from provisioning.cli.ceremony import DirectoryOption, KeysOption, asked_authority, describe_change, tell_outcome
+from provisioning.cli.ceremony import (
+    DirectoryOption,
+    KeysOption,
+    OnlineKeyOption,
+    asked_authority,
+    describe_change,
+    tell_outcome,
+    use_online_key,
+)
 from provisioning.cli.files import read_file
 from provisioning.cli.secrets import PassphraseFile, ask, interactive
 
@@ -109,6 +117,7 @@ def sign(
     directory: Annotated[
         Path | None, typer.Option("--directory", "-d", help="The authority's directory; publishes what is complete.")
     ] = None,
+    online_key: OnlineKeyOption = None,
     passphrase_file: PassphraseFile = None,
     yes: Annotated[bool, typer.Option("--yes", help="Sign without asking.")] = False,
 ) -> None:
@@ -119,8 +128,11 @@ def sign(
     if not yes and not typer.confirm("Sign this?"):
         raise typer.Exit(1)
     if directory is not None:
-        with asked_authority(directory, passphrase_file, key) as authority:
-            tell_outcome(authority, authority.ceremony.complete(pending), "Published.")
+        with asked_authority(directory, passphrase_file, key, online_key) as authority:
+            pending = authority.ceremony.complete(pending)
+            tell_outcome(authority, pending, "Published.")
+            if online_key is not None and pending.is_complete:
+                use_online_key(authority.layout, online_key)
         return
     before = len(pending.unsigned)
     signed = add_signatures(pending, Keyring(AuthorityLayout(Path()), interactive(passphrase_file), key or ()))

@@ -17,19 +17,20 @@ PassphraseFile = Annotated[
 
 
 def interactive(passphrase_file: Path | None) -> Secrets:
-    """Answers for a command: a passphrase is asked for once, a PIN each time.
+    """Answers for a command: the passphrase of each folder of keys is asked for once, a PIN each time.
 
     Args:
         passphrase_file: Holds the passphrase, where nobody is to be asked.
     """
-    known: list[str] = []
+    known: dict[str, str] = {}
 
     def answer(what: str) -> str:
         if not what.startswith("passphrase"):
             return ask(what)
-        if not known:
-            known.append(ask(what) if passphrase_file is None else read_passphrase(passphrase_file))
-        return known[0]
+        folder = what.rpartition("/")[0]
+        if folder not in known:
+            known[folder] = ask(what) if passphrase_file is None else read_passphrase(passphrase_file)
+        return known[folder]
 
     return answer
 

@@ -7,17 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tuf.api.metadata import Metadata, Timestamp
 from typer.testing import CliRunner
 
-from agent.core.errors import OperatorError
+from agent.core.errors import OperatorError, PeerProtocolError
+from agent.core.ids import SiteID
 from agent.identity.key import init_key
 from agent.trust.records import public_pem
 from agent.trust.snapshot import Environment, TrustSnapshot
 from provisioning.authority.layout import AuthorityLayout
-from provisioning.authority.signers import elliptic_key, load_file_key
+from provisioning.authority.repository import RepositoryFiles
+from provisioning.authority.roles import sign
+from provisioning.authority.signers import create_file_key, elliptic_key, load_file_key, open_signer
+from provisioning.authority.site import LocalSource
 from provisioning.cli.main import app
 from tests.contract.rigs import piv_rig, pkcs11_rig, tpm_rig
-from tests.simulators.authority import PASSPHRASES, FoundedConsortium, new_signer
+from tests.simulators.authority import PASSPHRASES, FoundedConsortium, new_signer, no_secrets
 from tests.simulators.played_study import study_files
 from tests.simulators.softhsm import PIN
 
@@ -271,3 +276,58 @@ def test_keys_that_the_root_cannot_have(operator: Operator) -> None:
         operator.call("root", "rotate", "-d", operator.directory, "--new-key", key)
     with pytest.raises(OperatorError, match="no kind of key"):
         operator.call("root", "rotate", "-d", operator.directory, "--new-key", "fido2:x", "--new-key", key)
+
+
+def test_online_key_is_replaced_after_a_break_in(operator: Operator) -> None:
+    """Who stole it ran versions ahead, so that nothing honest could follow; boxes follow the new key all the same."""
+    operator.found()
+    consortium = FoundedConsortium.reopen(operator.directory)
+    repository = operator.directory / "repository"
+    honest = (repository / "timestamp.json").read_bytes()
+    with consortium.box(operator.home / "box") as box:
+        box.refresh()
+        stolen = Metadata[Timestamp].from_bytes(honest)
+        stolen.signatures.clear()
+        stolen.signed.version = 1 << 40
+        thief = open_signer(f"file:{operator.directory}/keys/online.pem", no_secrets)
+        (repository / "timestamp.json").write_bytes(sign(stolen, [thief]).to_bytes())
+        assert box.refresh().timestamp_version == 1 << 40
+        (repository / "timestamp.json").write_bytes(honest)
+        with pytest.raises(PeerProtocolError):
+            box.refresh()
+        new = operator.home / "new-online.pem"
+        create_file_key(new, None)
+        said = operator.call("root", "rotate", "-d", operator.directory, "--online-key", f"file:{new}")
+        assert "Restart the registrar" in said
+        assert (box.refresh().root_version, box.current().timestamp_version) == (2, 2)
+        operator.call("repository", "refresh", "-d", operator.directory)
+        assert box.refresh().timestamp_version == 3
+        (repository / "timestamp.json").write_bytes(sign(stolen, [thief]).to_bytes())
+        with pytest.raises(PeerProtocolError):
+            box.refresh()
+
+
+def test_keys_of_two_organisations_have_two_passphrases(operator: Operator) -> None:
+    two = ("--organisations", "2", "--cosigner", "127.0.0.1:9444")
+    one_file = ("--passphrase-file", operator.passphrase_file())
+    with pytest.raises(OperatorError, match="Each organisation"):
+        operator.found(*two, *one_file, environment="production")
+    operator.found(*two, *one_file, "--passphrase-file", operator.passphrase_file(1), environment="production")
+    for number, folder in enumerate(("keys", "organisation-2/keys")):
+        key = operator.directory / folder / f"sites-{number + 1}.pem"
+        load_file_key(key, lambda _, number=number: PASSPHRASES[number])  # type: ignore[misc]
+        with pytest.raises(OperatorError, match="passphrase"):
+            load_file_key(key, lambda _, number=number: PASSPHRASES[1 - number])  # type: ignore[misc]
+
+
+def test_hospital_makes_its_key_and_shows_its_public_half(operator: Operator) -> None:
+    operator.found()
+    key, passphrase = operator.home / "hospital.pem", operator.passphrase_file()
+    pem = operator.call("key", "new", key, "--passphrase-file", passphrase)
+    with pytest.raises(OperatorError, match="cannot be made"):
+        operator.call("key", "new", key, "--passphrase-file", passphrase)
+    assert pem in operator.call("key", "show", f"file:{key}", "--passphrase-file", passphrase)
+    (operator.home / "hospital.pub").write_text(pem)
+    operator.call("site", "add", A, "-d", operator.directory, "--public-key", operator.home / "hospital.pub")
+    (listed,) = LocalSource(RepositoryFiles(operator.directory / "repository")).keys(SiteID(A))
+    assert public_pem(elliptic_key(listed)) == pem
