@@ -70,6 +70,26 @@ def flower_environment(home: Path) -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """A node, as the SuperLink sees it.
+
+    Args:
+        state: `registered` (never heard of), `online` or `offline`.
+        since: Since when it is online or offline, as Flower writes it; empty where it was never heard of.
+    """
+
+    state: str
+    since: str
+
+    @classmethod
+    def of(cls, fields: Mapping[str, object]) -> NodeStatus:
+        """From what Flower lists."""
+        state = str(fields.get("status", ""))
+        since = {"online": "online-at", "offline": "offline-at"}.get(state, "")
+        return cls(state, str(fields.get(since) or ""))
+
+
+@dataclass(frozen=True, slots=True)
 class SuperLinkConnection:
     """An operator's connection to a SuperLink, kept under a Flower home of its own."""
 
@@ -111,6 +131,17 @@ class SuperLinkConnection:
             NetworkError: It does not answer.
         """
         self._call("supernode", "unregister", str(node_id), CONNECTION_NAME)
+
+    def nodes(self) -> dict[int, NodeStatus]:
+        """Every registered node, by its id.
+
+        Raises:
+            OperatorError: The SuperLink refuses.
+            NetworkError: It does not answer.
+        """
+        listed = self._call("supernode", "list").get("nodes")
+        nodes: list[dict[str, object]] = listed if isinstance(listed, list) else []
+        return {int(str(node["node-id"])): NodeStatus.of(node) for node in nodes}
 
     def start_run(self, app: Path, config: Mapping[str, str | int | float | bool] | None = None) -> int:
         """Start a run of the Flower app in directory `app`.

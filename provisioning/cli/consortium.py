@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
 
 from agent.core.clock import SystemClock
-from agent.core.errors import OperatorError
+from agent.core.errors import OperatorError, SecureHealthError
 from agent.core.validation import explain_invalid
 from agent.trust.fingerprint import consortium_words
 from agent.trust.snapshot import Environment
@@ -22,6 +23,7 @@ from provisioning.authority.layout import AuthorityLayout
 from provisioning.authority.repository import RepositoryFiles, RepositoryState
 from provisioning.authority.roles import OFFLINE
 from provisioning.authority.site import LocalSource, SiteDesk
+from provisioning.authority.superlink import SuperLinkConnection
 from provisioning.cli.ceremony import (
     DirectoryOption,
     KeysOption,
@@ -33,6 +35,7 @@ from provisioning.cli.ceremony import (
 )
 from provisioning.cli.files import read_file
 from provisioning.cli.secrets import PassphraseFile, ask, interactive
+from provisioning.registrar.settings import load_settings
 
 app = typer.Typer(name="consortium", help="The consortium as a whole.", no_args_is_help=True)
 
@@ -106,7 +109,7 @@ def status(directory: DirectoryOption) -> None:
     if not state.timestamp:
         typer.echo("Founding is not finished: call `seh-provision consortium init` again.")
         raise typer.Exit(2)
-    for line in _summary(layout, files, state):
+    for line in _summary(layout, files, state, _last_seen(layout)):
         typer.echo(line)
 
 
@@ -211,7 +214,38 @@ def _what_next(layout: AuthorityLayout, plan: FoundingPlan) -> list[str]:
     return lines
 
 
-def _summary(layout: AuthorityLayout, files: RepositoryFiles, state: RepositoryState) -> list[str]:
+def _last_seen(layout: AuthorityLayout) -> dict[str, str]:
+    """What registrar and SuperLink know of each enrolled box, in plain words, by its key's id."""
+    from provisioning.registrar.challenge import State  # noqa: PLC0415 - many libraries
+    from provisioning.registrar.run import database_url  # noqa: PLC0415 - the same
+    from provisioning.registrar.store import Store  # noqa: PLC0415 - the same
+
+    settings = load_settings(layout.registrar_settings)
+    url = database_url(settings)
+    if url.startswith("sqlite") and not Path(url.partition("///")[2]).exists():
+        return {}  # the registrar never ran, and makes the file as its own user
+    store = Store.open(url, SystemClock())
+    try:
+        enrolments = store.in_states(set(State))
+    finally:
+        store.close()
+    found = {each.key_id: f"registrar: {each.state.value}" for each in enrolments}
+    superlink = settings.superlink
+    line = SuperLinkConnection(superlink.home.resolve(), superlink.address, superlink.root_certificates.resolve())
+    registered = {each.key_id: int(each.superlink_node) for each in enrolments if each.superlink_node}
+    try:
+        nodes = line.nodes() if registered else {}
+    except SecureHealthError as error:
+        return found | dict.fromkeys(registered, error.sentence)
+    for key_id, number in registered.items():
+        status = nodes.get(number)
+        found[key_id] = f"{status.state} {status.since}".rstrip() if status else "the SuperLink does not know it"
+    return found
+
+
+def _summary(
+    layout: AuthorityLayout, files: RepositoryFiles, state: RepositoryState, seen: Mapping[str, str]
+) -> list[str]:
     source, now = LocalSource(files), datetime.now(UTC)
     root = Metadata[Root].from_bytes(state.roots[-1]).signed
     lines = [
@@ -230,7 +264,8 @@ def _summary(layout: AuthorityLayout, files: RepositoryFiles, state: RepositoryS
         lines.append(f"{site}: {len(desk.nodes)} box(es)" + ("" if desk.metadata else "; has signed nothing yet"))
         for node in desk.nodes:
             mark = "REVOKED" if node.root.key_id in revoked else "enrolled"
-            lines.append(f"  {node.node}  {node.kind.value}, {node.evidence}  {mark} {node.enrolled:%Y-%m-%d}")
+            known = seen.get(node.root.key_id, "")
+            lines.append(f"  {node.node}  {node.kind.value}, {node.evidence}  {mark} {node.enrolled:%Y-%m-%d}  {known}")
     return lines
 
 

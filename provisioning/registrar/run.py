@@ -55,7 +55,7 @@ def opened_registrar(settings: RegistrarSettings, online: Signer, door: Door, cl
     """
     authority = _authority(settings.tls.authority)
     with opened_publisher(settings, online, clock) as publisher:
-        store = Store.open(_database(settings), clock)
+        store = Store.open(database_url(settings), clock)
         try:
             reader = PublishedReader(publisher.files, clock)
             publishing = PublishingDesk(publisher, reader, store, door, clock)
@@ -178,7 +178,8 @@ def _listen(host: str, port: int) -> socket.socket:
     return socket.create_server((host, port), family=family, backlog=MAX_CONNECTIONS)
 
 
-def _database(settings: RegistrarSettings) -> str:
+def database_url(settings: RegistrarSettings) -> str:
+    """SQLAlchemy's URL of the registrar's database; the folder of a file is made."""
     url = make_url(settings.database)
     if url.get_backend_name() == "sqlite" and url.database:
         path = settings.authority / url.database

@@ -8,6 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent.core.errors import NetworkError, OperatorError
+from provisioning.authority.superlink import NodeStatus
 from tests.simulators.superlink import RunningSuperLink
 
 pytestmark = pytest.mark.slow
@@ -37,3 +38,10 @@ def test_in_memory_a_restart_forgets_and_nodes_can_be_registered_again(tmp_path:
         with pytest.raises(OperatorError):
             superlink.connection.unregister_node(old)
         assert list(superlink.register_again()) == [old]
+
+
+def test_status_of_registered_nodes(tmp_path: Path) -> None:
+    with RunningSuperLink.start(tmp_path) as superlink:
+        assert superlink.connection.nodes() == {}
+        node = superlink.register(_public_key())
+        assert superlink.connection.nodes() == {node: NodeStatus("registered", "")}

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from tuf.api.metadata import Metadata, Timestamp
 from typer.testing import CliRunner
 
+from agent.core.clock import SystemClock
 from agent.core.errors import OperatorError, PeerProtocolError
 from agent.core.ids import SiteID
 from agent.identity.key import init_key
-from agent.trust.records import public_pem
+from agent.statements.roots import KeyKind, public_key_bytes
+from agent.trust.records import parse_public_pem, public_pem
 from agent.trust.snapshot import Environment, TrustSnapshot
+from provisioning.authority.appraisal import Subject
 from provisioning.authority.layout import AuthorityLayout
 from provisioning.authority.repository import RepositoryFiles
 from provisioning.authority.roles import sign
 from provisioning.authority.signers import create_file_key, elliptic_key, load_file_key, open_signer
 from provisioning.authority.site import LocalSource
 from provisioning.cli.main import app
+from provisioning.registrar.challenge import Enrolment, State
+from provisioning.registrar.run import database_url
+from provisioning.registrar.settings import load_settings
+from provisioning.registrar.store import Store
+from provisioning.tokens.token import TokenEntry
 from tests.contract.rigs import piv_rig, pkcs11_rig, tpm_rig
 from tests.simulators.authority import PASSPHRASES, FoundedConsortium, new_signer, no_secrets
 from tests.simulators.played_study import study_files
 from tests.simulators.softhsm import PIN
+from tests.simulators.superlink import free_port
 
 A = "hospital-a"
 
@@ -215,6 +224,34 @@ def test_status_names_hospitals_boxes_and_what_runs_out(operator: Operator) -> N
     assert "timestamp: counts until" in said
     assert f"{A}: 1 box(es)" in said
     assert f"{node.node}  software, none  REVOKED" in said
+
+
+def test_status_says_what_registrar_and_superlink_know_of_a_box(operator: Operator) -> None:
+    consortium = FoundedConsortium.found(operator.directory, superlink=f"127.0.0.1:{free_port()}")
+    consortium.add_site(A)
+    boxes = {state: consortium.enrol(A) for state in (State.ENDORSED, State.ENROLLED)}
+    store = Store.open(database_url(load_settings(operator.directory / "registrar.toml")), SystemClock())
+    try:
+        for number, (state, node) in enumerate(boxes.items()):
+            subject = Subject(KeyKind.SOFTWARE, public_key_bytes(parse_public_pem(node.public_key)), b"", b"")
+            token = TokenEntry(
+                id=f"{number:016x}", site=A, secret_digest="11" * 32, expires_s=2_000_000_000, issuer="22" * 32
+            )
+            store.add_token(token)
+            opened = Enrolment(str(number), token.id, SiteID(A), subject, b"link", bytes(32), 1_700_000_000)
+            store.create(replace(opened, state=state, superlink_node="7" if state is State.ENROLLED else ""))
+    finally:
+        store.close()
+    said = operator.call("consortium", "status", "-d", operator.directory).splitlines()
+    lines = {state: next(line for line in said if node.node in line) for state, node in boxes.items()}
+    assert "registrar: endorsed" in lines[State.ENDORSED]
+    assert "cannot be reached" in lines[State.ENROLLED]
+
+
+def test_status_makes_no_database(operator: Operator) -> None:
+    operator.found()
+    operator.call("consortium", "status", "-d", operator.directory)
+    assert not list(operator.directory.rglob("*.db"))
 
 
 def test_roles_are_renewed(operator: Operator) -> None:
