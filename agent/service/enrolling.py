@@ -121,7 +121,7 @@ class Bearings:
 
 
 class Enroller:
-    """Enrols the box from the agent, in a thread of its own, one token at a time.
+    """Enrols the box from the agent, in a thread of its own, one token at a time; the newest stick counts.
 
     Args:
         config: The box's.
@@ -140,25 +140,35 @@ class Enroller:
         on_change: Callable[[Bearings], None],
     ) -> None:
         self._config = config
-        self._stop = threading.Event()
         self._on_change = on_change
-        link = link_key(key, vault).public_key()
-        self._enrolment = make_enrolment(config, key, link, clock, wait=self._stop.wait, tell=self._tell)
+        self._stop = threading.Event()
+        self._enrolment = make_enrolment(
+            config,
+            key,
+            link_key(key, vault).public_key(),
+            clock,
+            wait=self._wait,
+            tell=self._tell,
+        )
         self._thread: threading.Thread | None = None
+        self._token = ""
+        self._next = ""
 
     def look(self) -> None:
-        """See whether a stick was put in."""
+        """See whether a stick was put in; a token under way makes room for another one."""
         try:
             reading = take_reading(self._config.enrolment.drop)
         except SecureHealthError as error:
             self._fail(error)
             return
-        if reading is None:
-            return
-        if reading.code:
+        if reading is not None and reading.code:
             self._on_change(Bearings(sentence=reading.sentence, next_step=reading.next_step, code=reading.code))
-        elif not self._is_busy:
-            self._begin(lambda: self._enrolment.start(reading.token))
+        elif reading is not None and not (self._is_busy and reading.token == self._token):
+            self._next = reading.token
+            self._stop.set()
+        if self._next and not self._is_busy:
+            self._token, self._next = self._next, ""
+            self._begin(lambda: self._enrolment.start(self._token))
 
     def resume(self) -> None:
         """Go on with what a power cut broke off."""
@@ -168,7 +178,11 @@ class Enroller:
     def _is_busy(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
+    def _wait(self, seconds: float) -> bool:
+        return self._stop.wait(seconds)
+
     def _begin(self, work: Callable[[], EnrolmentRecord | None]) -> None:
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(work,), name="enrolment", daemon=True)
         self._thread.start()
 

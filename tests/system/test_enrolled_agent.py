@@ -195,3 +195,14 @@ def test_a_hospital_that_lost_its_keys_is_left_out_until_a_person_confirms_the_n
     assert (wrong.returncode, "trust.other_site_keys" in wrong.stderr) == (2, True)
     subprocess.run([*accept, key], check=True)
     wait_until(lambda: status_of(box).notice == "", limit_s=20, what="it counts again")
+
+
+def test_a_stick_that_leads_nowhere_makes_room_for_the_next_one(
+    box: RunningHospital, consortium: PlayedConsortium
+) -> None:
+    box.start()
+    box.wait_for_link("waiting for enrolment")
+    box.insert_stick(consortium.token(registrar="127.0.0.1:9"))
+    wait_until(lambda: status_of(box).trouble == "enrolment.unreachable", limit_s=30, what="nobody is there")
+    box.insert_stick(consortium.token())
+    box.wait_for_link("online", limit_s=60)
