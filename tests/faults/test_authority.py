@@ -20,7 +20,7 @@ from tests.simulators.clock import SetClock
 from tests.simulators.power import PowerCutError, disk_full, struck
 
 A = "hospital-a"
-TWO = {"organisations": 2, "cosigner": "127.0.0.1:9444"}
+TWO: dict[str, Any] = {"organisations": 2, "cosigner": "127.0.0.1:9444"}
 
 
 def moments_of(run: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> int:
