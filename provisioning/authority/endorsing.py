@@ -7,7 +7,7 @@ proves a token that this hospital's own key issued, once; for every other one a 
     POST /v1/sites/<site>/enrolments/<id>/exchange       {"asker_key", "nonce"}
     POST /v1/sites/<site>/enrolments/<id>/credential     {"blob", "encrypted_seed"}
     POST /v1/sites/<site>/enrolments/<id>/refusal        {"sentence", "next_step"}
-    POST /v1/sites/<site>/metadata                       {"metadata", "targets": {path: bytes}, "enrolment"?}
+    POST /v1/sites/<site>/metadata                       {"metadata", "targets": {path: bytes}}
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import binascii
 import hashlib
 import hmac
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Final
@@ -44,6 +44,8 @@ from provisioning.tokens.state import KeptToken, SiteTokenFiles, UsedTokenFiles
 from provisioning.tokens.token import RandomBytes
 
 MAX_WAITING: Final = 1024
+MAX_AT_ONCE: Final = 32
+"""Boxes endorsed with one signature; each lists three files."""
 NONCE_BYTES: Final = 32
 SECRET_BYTES: Final = 32
 
@@ -216,6 +218,8 @@ class EndorsingTool:
         self._random_bytes = random_bytes
         self._decide = decide
         self._talks: dict[str, _Talk] = {}
+        self._found: list[tuple[Waiting, Finding]] = []
+        self._snapshot: TrustSnapshot | None = None
         self._approved: set[tuple[str, Subject]] = set()
 
     def prepare(self) -> None:
@@ -241,6 +245,7 @@ class EndorsingTool:
             OperatorError: It refuses this hospital.
         """
         waiting = self._list()
+        self._found, self._snapshot = [], None
         for name in self._talks.keys() - {each.enrolment for each in waiting}:
             del self._talks[name]
         for each in waiting:
@@ -252,6 +257,8 @@ class EndorsingTool:
                 self._refuse(each, error)
             except SecureHealthError as error:
                 _log.warning("endorsement_delayed", enrolment=each.enrolment, error=error)
+        for start in range(0, len(self._found), MAX_AT_ONCE):
+            self._endorse(self._found[start : start + MAX_AT_ONCE])
         return len(waiting)
 
     def _list(self) -> tuple[Waiting, ...]:
@@ -322,7 +329,7 @@ class EndorsingTool:
     def _take_evidence(self, each: Waiting, talk: _Talk) -> None:
         if each.nonce != talk.nonce:
             return  # an answer to an asking before this one
-        snapshot = self._repository.refresh()
+        self._snapshot = snapshot = self._snapshot or self._repository.refresh()
         exchange = Exchange(
             ENDORSEMENT_LABEL, self._asker_key, snapshot.root_digest, each.token, self._site, talk.nonce
         )
@@ -333,7 +340,7 @@ class EndorsingTool:
             terms = terms.vouching(each.ek_name)
         found = appraise(each.evidence, each.subject, exchange, terms, now_s=self._now_s())
         if isinstance(found, Finding):
-            self._endorse(each, found)
+            self._accept(each, found)
             return
         talk.unconfirmed, talk.secret = found, self._random_bytes(SECRET_BYTES)
         credential = challenge(found.candidate, talk.secret, random_bytes=self._random_bytes)
@@ -355,18 +362,30 @@ class EndorsingTool:
     def _take_answer(self, each: Waiting, talk: _Talk) -> None:
         if talk.unconfirmed is None or each.nonce != talk.nonce:
             return
-        self._endorse(each, confirm(talk.unconfirmed, talk.secret, each.answer))
+        self._accept(each, confirm(talk.unconfirmed, talk.secret, each.answer))
 
-    def _endorse(self, each: Waiting, finding: Finding) -> None:
+    def _accept(self, each: Waiting, finding: Finding) -> None:
+        """All is shown: the box is endorsed at the end of this look, together with the others of it."""
+        if each.key_id in {entry.key_id for entry in self._repository.desk().revocations}:
+            raise PeerProtocolError(
+                "endorse.revoked_key",
+                f"{self._site} revoked this box's key, and it cannot come back.",
+                next_step="Make a new key on the box (`seh-agent re-enrol`), and enrol it with a new token.",
+            )
         kept = self._kept.find(each.token)
         if kept is not None:
             self._check_token(kept, each)
             self._used.add(kept.id, each.key_id)  # before anything is signed: a token lets in one box, whatever happens
+        self._found.append((each, finding))
+
+    def _endorse(self, found: Sequence[tuple[Waiting, Finding]]) -> None:
+        """Sign for several boxes at once: each signature is one publication of the whole consortium."""
         self._repository.refresh()
-        staged = self._repository.desk().endorse(self._node(each, finding))
-        self._publish(staged, each.enrolment)
-        self._talks.pop(each.enrolment, None)
-        _log.info("box_endorsed", site=self._site, node=node_name(each.key_id), evidence=finding.root.evidence.name)
+        self._publish(self._repository.desk().endorse_all([self._node(each, finding) for each, finding in found]))
+        for each, finding in found:
+            self._talks.pop(each.enrolment, None)
+            grade = finding.root.evidence.name
+            _log.info("box_endorsed", site=self._site, node=node_name(each.key_id), evidence=grade)
 
     def _node(self, each: Waiting, finding: Finding) -> NodeFile:
         terms = finding.root.fido2
@@ -384,13 +403,11 @@ class EndorsingTool:
             enrolled=self._clock.now(),
         )
 
-    def _publish(self, staged: StagedSite, enrolment: str = "") -> None:
-        fields: dict[str, object] = {
+    def _publish(self, staged: StagedSite) -> None:
+        fields = {
             "metadata": _encoded(staged.metadata),
             "targets": {path: _encoded(data) for path, data in staged.targets.items()},
         }
-        if enrolment:
-            fields["enrolment"] = enrolment
         self._line.call("POST", "/metadata", json.dumps(fields).encode())
 
     def _refuse(self, each: Waiting, error: SecureHealthError) -> None:

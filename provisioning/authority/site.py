@@ -144,24 +144,32 @@ class SiteDesk:
         return StagedSite(self._site, metadata.signed.version, data, fresh)
 
     def endorse(self, node: NodeFile) -> StagedSite:
-        """Put a box on record, with its DID document and its membership.
+        """Put a box on record; see `endorse_all`."""
+        return self.endorse_all([node])
+
+    def endorse_all(self, nodes: Sequence[NodeFile]) -> StagedSite:
+        """Put boxes on record, each with its DID document and its membership.
 
         Args:
-            node: Of this hospital.
+            nodes: Of this hospital.
 
         Raises:
-            OperatorError: It is another hospital's box, or its key was revoked (`authority.revoked_key`).
+            OperatorError: One is another hospital's box, or its key was revoked (`authority.revoked_key`).
             HardwareError: As `stage` says.
         """
-        if node.site != self._site:
-            raise _not_ours(node)
-        if node.root.key_id in {entry.key_id for entry in self.revocations}:
-            raise OperatorError(
-                "authority.revoked_key",
-                f"The key of {node.node} was revoked by {self._site}, and cannot come back.",
-                next_step="Make a new key on the box, and enrol it again.",
-            )
-        return self.stage({self._paths.node(node.node): node.encode(), **self._papers(node)})
+        revoked = {entry.key_id for entry in self.revocations}
+        files: dict[str, bytes] = {}
+        for node in nodes:
+            if node.site != self._site:
+                raise _not_ours(node)
+            if node.root.key_id in revoked:
+                raise OperatorError(
+                    "authority.revoked_key",
+                    f"The key of {node.node} was revoked by {self._site}, and cannot come back.",
+                    next_step="Make a new key on the box, and enrol it again.",
+                )
+            files |= {self._paths.node(node.node): node.encode(), **self._papers(node)}
+        return self.stage(files)
 
     def revoke(self, key_id: str, reason: str) -> StagedSite:
         """Revoke a key; its box stays on record, so that what it signed before can be understood.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from provisioning.authority.endorsing import Verdict, Waiting
-from tests.simulators.endorsement import EndorsingScene
+from tests.simulators.endorsement import EndorsingScene, PlayedBox
 
 
 @pytest.fixture
@@ -172,6 +172,34 @@ def test_a_software_key_poses_as_hardware_in_production(tmp_path: Path) -> None:
     assert "not admitted" in refusal_of(scene)
     assert scene.nodes() == []
     scene.close()
+
+
+def test_a_revoked_key_comes_back_with_a_new_token(scene: EndorsingScene) -> None:
+    box = scene.box(scene.token())
+    scene.registrar.add(box)
+    scene.tool.look()
+    scene.registrar.answer(box, scene.asker_key)
+    scene.tool.look()
+    scene.revoke(box)
+    again = PlayedBox(box.key, scene.token())
+    scene.registrar.add(again)
+    scene.tool.look()
+    scene.registrar.answer(again, scene.asker_key)
+    scene.tool.look()
+    assert "cannot come back" in refusal_of(scene)
+
+
+def test_boxes_that_come_together_are_endorsed_with_one_signature(scene: EndorsingScene) -> None:
+    boxes = {name: scene.box(scene.token()) for name in ("one", "two", "three")}
+    for name, box in boxes.items():
+        scene.registrar.add(box, name=name)
+    scene.tool.look()
+    for name, box in boxes.items():
+        scene.registrar.answer(box, scene.asker_key, name=name)
+    before = scene.repository.snapshot.meta["site-hospital-a.json"].version
+    scene.tool.look()
+    assert sorted(scene.nodes()) == sorted(box.key.key_id for box in boxes.values())
+    assert scene.repository.snapshot.meta["site-hospital-a.json"].version == before + 1
 
 
 def test_the_hospital_signs_anew_before_its_records_run_out(scene: EndorsingScene) -> None:

@@ -21,7 +21,7 @@ from agent.core.ids import SiteID
 from agent.enrolment.conversation import gather_evidence
 from agent.identity.key import HardwareKey, init_key
 from agent.statements.roots import KeyKind, key_id, public_key_bytes
-from agent.trust.records import CONSORTIUM_TARGET, EvidenceTerms, SitePaths
+from agent.trust.records import CONSORTIUM_TARGET, EvidenceTerms, NodeFile, SitePaths, parse_record
 from agent.trust.token import Token, site_secret
 from provisioning.authority.endorsing import Decide, EndorsingTool, Repository, decide_later
 from provisioning.authority.site import SiteDesk
@@ -124,9 +124,16 @@ class CarryingRegistrar(SiteLine):
             target = TargetFile.from_data(path, _bytes(content), ["sha256"])
             self.repository.files[target.get_prefixed_paths()[0]] = _bytes(content)
         self.repository.publish()
-        if "enrolment" in fields:
-            self.published.append(str(fields["enrolment"]))
-            self.waiting.pop(str(fields["enrolment"]))
+        for path, content in files.items():
+            if path.endswith("/node.json"):
+                self._settle(parse_record(NodeFile, _bytes(content)))
+
+    def _settle(self, node: NodeFile) -> None:
+        """Boxes that stand on record wait no more."""
+        key = _text(node.root.public_key)
+        for name in [name for name, waiting in self.waiting.items() if waiting["public_key"] == key]:
+            self.published.append(name)
+            del self.waiting[name]
 
 
 @dataclass(slots=True)
@@ -196,6 +203,17 @@ class EndorsingScene:
     def box(self, token: Token) -> PlayedBox:
         """A box with a key of its own."""
         return PlayedBox(init_key(f"software:{self.directory / secrets.token_hex(4)}.key"), token)
+
+    def revoke(self, box: PlayedBox) -> None:
+        """The hospital revokes a box's key."""
+        with self.repository.client(self.directory / "office") as copy:
+            copy.refresh()
+            desk = SiteDesk(SITE, FetchedSource(copy), [new_signer(self.key)], self.clock)
+            staged = desk.revoke(box.key.key_id, "Lost.")
+        files = {path: _text(data) for path, data in staged.targets.items()}
+        self.registrar.call(
+            "POST", "/metadata", json.dumps({"metadata": _text(staged.metadata), "targets": files}).encode()
+        )
 
     def nodes(self) -> list[str]:
         """Key ids on record at the hospital, as anybody reads them."""
