@@ -18,14 +18,29 @@ from tests.demo.found import found_consortium
 from tests.demo.joining import JOIN_LIMIT_S, bring_in
 from tests.demo.keys import why_no_tpm
 from tests.demo.live import open_view
+from tests.simulators.fleet import Fleet, FleetResult
+from tests.simulators.registrar_host import RegistrarHost
 
 BOXES = 3
+FLEET = 200
+HOSPITALS = 10
+AT_ONCE = 32
 
 
 def rows() -> Iterator[Row]:
     """Boxes one after the other; each has its TPM attested by registrar and hospital."""
     times_s = _enrolments()
     yield at_most("enrolment: token handed in -> Enrolled, TPM attested", median(times_s), "s", 5.0)
+    fleet = _fleet()
+    yield Row(f"enrolment: {FLEET} boxes at one registrar, in all", fleet.seconds, "s")
+    yield Row(f"enrolment: one box of {FLEET}, {AT_ONCE} at once, median", fleet.median_s, "s")
+
+
+def _fleet() -> FleetResult:
+    """Simulated boxes with software keys; an error of any of them ends the measurement."""
+    sites = [f"hospital-{number}" for number in range(HOSPITALS)]
+    with tempfile.TemporaryDirectory() as directory, RegistrarHost.found(Path(directory) / "authority", *sites) as host:
+        return Fleet(host, Path(directory) / "tools").enrol(FLEET, at_once=AT_ONCE)
 
 
 def _enrolments() -> list[float]:
