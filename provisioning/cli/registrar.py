@@ -27,21 +27,21 @@ def run(
     config: Annotated[Path, typer.Option(help="registrar.toml, as `seh-provision consortium init` made it.")],
 ) -> None:
     """Enrol boxes and serve the repository, until stopped."""
-    from provisioning.authority.opening import open_online_key, unattended_secrets  # noqa: PLC0415 - many libraries
+    from provisioning.authority.opening import unattended_secrets  # noqa: PLC0415 - many libraries
     from provisioning.authority.superlink import SuperLinkConnection  # noqa: PLC0415 - the same
-    from provisioning.registrar.run import notify, opened_registrar, serve  # noqa: PLC0415 - the same
+    from provisioning.registrar.run import notify, open_keys, opened_registrar, serve  # noqa: PLC0415 - the same
     from provisioning.registrar.settings import load_settings  # noqa: PLC0415 - the same
 
     configure_logging()
     settings = load_settings(config)
     superlink = settings.superlink
     door = SuperLinkConnection(superlink.home.resolve(), superlink.address, superlink.root_certificates.resolve())
-    online = open_online_key(settings, unattended_secrets(settings.keys.passphrase_file, os.environ))
+    keys = open_keys(settings, unattended_secrets(settings.keys.passphrase_file, os.environ))
 
     def ready() -> None:
         log.info("registrar_ready", listen=settings.listen)
         notify("READY=1")
 
-    with opened_registrar(settings, online, door, SystemClock()) as application:
+    with opened_registrar(settings, keys, door, SystemClock()) as application:
         serve(application, settings, ready=ready)
     log.info("registrar_stopped")

@@ -16,22 +16,23 @@ from __future__ import annotations
 
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Final
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from agent.attestation.credential import Credential
 from agent.core.clock import Clock
 from agent.core.errors import OperatorError, SecureHealthError
 from agent.core.ids import SiteID
-from provisioning.registrar.access import Asked, parse_bearer
+from provisioning.registrar.access import parse_bearer
+from provisioning.registrar.asked import Admission, AskedRequest
 from provisioning.registrar.challenge import Enrolment, State
 from provisioning.registrar.desk import RegistrarDesk
+from provisioning.registrar.files import file_routes, no_such_place
 from provisioning.registrar.guard import Guard, error_answer
 from provisioning.registrar.messages import (
     AnswerMessage,
@@ -44,33 +45,32 @@ from provisioning.registrar.messages import (
     encode_bytes,
     parse_message,
 )
+from provisioning.registrar.pairing import PairingDesk
+from provisioning.registrar.phone import phone_routes
 from provisioning.tokens.token import TokenEntry
 
 _HAS_EXCHANGE: Final = frozenset({State.EXCHANGED, State.EVIDENCED, State.CREDENTIALED, State.ANSWERED})
 
 
-async def _asked(request: Request) -> Asked:
-    query = f"?{request.url.query}" if request.url.query else ""
-    body = await request.body()
-    return Asked(request.method, request.url.path + query, request.headers.get("authorization", ""), body)
-
-
-AskedRequest = Annotated[Asked, Depends(_asked)]
-
-
-def create_app(desk: RegistrarDesk, *, authority: bytes, repository: Path, clock: Clock) -> ASGIApp:
+def create_app(
+    desk: RegistrarDesk, pairing: PairingDesk, *, consortium: str, authority: bytes, repository: Path, clock: Clock
+) -> ASGIApp:
     """Build the application.
 
     Args:
         desk: Does the work.
+        pairing: Pairs boxes that have no token with technicians.
+        consortium: Its name, for people.
         authority: Certificate (PEM) of the TLS authority, as tokens pin it.
         repository: The directory that is served.
         clock: For rates.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.include_router(_boxes(desk, authority))
-    app.include_router(_sites(desk))
-    app.mount("/repository", StaticFiles(directory=repository, follow_symlink=False))
+    admitted = _admission(desk)
+    app.include_router(_sites(desk, admitted))
+    app.include_router(phone_routes(pairing, consortium, admitted))
+    app.include_router(file_routes(repository))
     app.add_exception_handler(SecureHealthError, _say)
     app.add_exception_handler(HTTPException, _say_place)
     return Guard(app, clock)
@@ -120,12 +120,17 @@ def _boxes(desk: RegistrarDesk, authority: bytes) -> APIRouter:
     return router
 
 
-def _sites(desk: RegistrarDesk) -> APIRouter:
-    """A dependency comes first in each: who asks is verified before anything of the body is parsed."""
+def _admission(desk: RegistrarDesk) -> Admission:
+    """Verifies that a hospital asks; gives the id of the key that signed."""
 
     async def admitted(site: str, asked: AskedRequest) -> str:
         return await run_in_threadpool(desk.admit, SiteID(site), asked)
 
+    return admitted
+
+
+def _sites(desk: RegistrarDesk, admitted: Admission) -> APIRouter:
+    """A dependency comes first in each: who asks is verified before anything of the body is parsed."""
     router = APIRouter(prefix="/v1/sites/{site}")
     signer_of = Depends(admitted)
 
@@ -192,12 +197,6 @@ async def _say(_: Request, error: Exception) -> Response:
 async def _say_place(_: Request, error: Exception) -> Response:
     # 404 and 405 alike: what there is does not depend on how one asks.
     status = error.status_code if isinstance(error, HTTPException) else HTTPStatus.NOT_FOUND
-    answer = error_answer(
-        OperatorError(
-            "registrar.no_such_place",
-            "The registrar has nothing there.",
-            next_step="Use the release that the consortium uses.",
-        )
-    )
+    answer = error_answer(no_such_place())
     answer.status_code = status
     return answer

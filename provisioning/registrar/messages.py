@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -127,6 +127,40 @@ class MetadataMessage(_Message):
     metadata: MetadataBytes
     targets: Annotated[dict[TargetPath, TargetBytes], Field(max_length=MAX_TARGETS)] = {}
     enrolment: Annotated[str, Field(max_length=64)] = ""
+
+
+class PairingMessage(_Message):
+    """POST /v1/pairings."""
+
+    secret: Digest = Field(repr=False)
+    kind: KeyKind
+    public_key: PublicKey
+    link_key: PublicKey
+    ek_name: Name
+    key_name: Name
+
+    @property
+    def subject(self) -> Subject:
+        """The box's key."""
+        return Subject(self.kind, self.public_key, self.ek_name, self.key_name)
+
+
+class NonceMessage(_Message):
+    """PUT /v1/pairings/<id>/nonce."""
+
+    nonce: Digest
+
+
+class TypedMessage(_Message):
+    """A technician's code, as typed."""
+
+    code: Annotated[str, Field(min_length=1, max_length=40)]
+
+
+class BrowserMessage(_Message):
+    """What a browser's passkey answered (WebAuthn Level 3, 5.1.8: a credential's JSON)."""
+
+    answer: dict[str, Any]
 
 
 MessageT = TypeVar("MessageT", bound=BaseModel)

@@ -9,6 +9,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -22,31 +23,66 @@ from typing_extensions import override
 
 from agent.core.clock import Clock
 from agent.core.errors import OperatorError
-from provisioning.authority.opening import opened_publisher
+from agent.core.ids import SiteID
+from provisioning.authority.opening import open_online_key, opened_publisher
 from provisioning.authority.repository import make_directory, storing
+from provisioning.authority.signers import Secrets, elliptic_key, open_signer, sign_der
 from provisioning.registrar.app import create_app
 from provisioning.registrar.connection import PatientProtocol
 from provisioning.registrar.desk import RegistrarDesk, Tools
+from provisioning.registrar.pairing import IssueToken, PairingDesk
+from provisioning.registrar.passkeys import PasskeyServer
 from provisioning.registrar.publish import Door, PublishedReader, PublishingDesk, Registrations
 from provisioning.registrar.settings import RegistrarSettings
 from provisioning.registrar.store import Store
+from provisioning.tokens.token import Destination, Issuer, TokenEntry, issue, make_tokens
 
 MAX_CONNECTIONS: Final = 1000
 MAX_HEADER_BYTES: Final = 1 << 15
 KEEP_ALIVE_S: Final = 15
+PHONE_TOKEN_S: Final = 900
+"""How long a token counts that a technician approved: its box waits for it."""
+_STANDARD_PORT: Final = ":443"  # which an origin leaves out (RFC 6454 4)
 GRACE_S: Final = 3
 """For requests under way; connections that only idle keep a TLS server waiting for all of it."""
 
 _log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class RegistrarKeys:
+    """Keys that sign without a person.
+
+    Args:
+        online: Signs timestamp and snapshot.
+        registrar: Signs tokens of the registrar's own.
+    """
+
+    online: Signer
+    registrar: Signer
+
+
+def open_keys(settings: RegistrarSettings, ask: Secrets) -> RegistrarKeys:
+    """Open the keys that the settings name.
+
+    Args:
+        settings: Of the registrar.
+        ask: For passphrases.
+
+    Raises:
+        OperatorError, HardwareError: One cannot be opened.
+    """
+    registrar = open_signer(settings.keys.registrar, ask, base=settings.authority)
+    return RegistrarKeys(open_online_key(settings, ask), registrar)
+
+
 @contextmanager
-def opened_registrar(settings: RegistrarSettings, online: Signer, door: Door, clock: Clock) -> Iterator[ASGIApp]:
+def opened_registrar(settings: RegistrarSettings, keys: RegistrarKeys, door: Door, clock: Clock) -> Iterator[ASGIApp]:
     """The registrar's application, with all that it works with; goes on first where an earlier one stopped.
 
     Args:
         settings: Its settings.
-        online: The online key on this host.
+        keys: On this host.
         door: Lets boxes in.
         clock: For everything that has a date.
 
@@ -54,7 +90,7 @@ def opened_registrar(settings: RegistrarSettings, online: Signer, door: Door, cl
         SecureHealthError: A part cannot be opened.
     """
     authority = _authority(settings.tls.authority)
-    with opened_publisher(settings, online, clock) as publisher:
+    with opened_publisher(settings, keys.online, clock) as publisher:
         store = Store.open(database_url(settings), clock)
         try:
             reader = PublishedReader(publisher.files, clock)
@@ -62,8 +98,17 @@ def opened_registrar(settings: RegistrarSettings, online: Signer, door: Door, cl
             publishing.resume()
             with Registrations(publishing) as registrations:
                 tools = Tools(store, reader, publishing, registrations.wake, clock, secrets.token_bytes)
+                record = reader.current().snapshot.consortium
+                origin = f"https://{record.registrar.address.removesuffix(_STANDARD_PORT)}"
+                issue_token = _token_maker(reader, store, keys.registrar, clock)
+                pairing = PairingDesk(PasskeyServer(origin), store, issue_token, clock, secrets.token_bytes)
                 yield create_app(
-                    RegistrarDesk(tools), authority=authority, repository=publisher.files.path, clock=clock
+                    RegistrarDesk(tools),
+                    pairing,
+                    consortium=record.name,
+                    authority=authority,
+                    repository=publisher.files.path,
+                    clock=clock,
                 )
         finally:
             store.close()
@@ -171,6 +216,32 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         notify("STOPPING=1")
         await super().shutdown(sockets)
+
+
+def _token_maker(reader: PublishedReader, store: Store, signer: Signer, clock: Clock) -> IssueToken:
+    issuer = Issuer(elliptic_key(signer.public_key), lambda data: sign_der(signer, data))
+
+    def make(site: SiteID, ek_name: bytes) -> str:
+        snapshot = reader.current().snapshot
+        destination = Destination.of(snapshot.consortium.registrar, snapshot.root_digest)
+        expires_s = int(clock.now().timestamp()) + PHONE_TOKEN_S
+        tokens = make_tokens(
+            destination, site, boxes=[ek_name or None], expires_s=expires_s, random_bytes=secrets.token_bytes
+        )
+        (issued,) = issue(tokens, issuer, _StoreRegister(store), None)
+        return issued.text
+
+    return make
+
+
+@dataclass(frozen=True, slots=True)
+class _StoreRegister:
+    """`TokenRegister` on the registrar's own host."""
+
+    store: Store
+
+    def add(self, entry: TokenEntry) -> None:
+        self.store.add_token(entry)
 
 
 def _listen(host: str, port: int) -> socket.socket:

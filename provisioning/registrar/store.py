@@ -29,7 +29,8 @@ from agent.core.ids import SiteID
 from agent.statements.roots import EvidenceClass, KeyKind
 from provisioning.authority.appraisal import Subject
 from provisioning.registrar.challenge import Enrolment, Refusal, SiteTalk, State
-from provisioning.registrar.tables import EnrolmentRow, EventRow, SiteNonceRow, TokenRow
+from provisioning.registrar.passkeys import Passkey
+from provisioning.registrar.tables import EnrolmentRow, EventRow, PasskeyRow, SiteNonceRow, TokenRow
 from provisioning.tokens.token import TokenEntry
 
 BUSY_LIMIT_MS: Final = 30_000
@@ -218,6 +219,50 @@ class Store:
                 "This request was taken already.",
                 next_step="Ask anew; if nobody did twice, tell the hospital that somebody repeats its requests.",
             ) from None
+
+    def add_passkey(self, passkey: Passkey) -> None:
+        """Keep a technician's passkey.
+
+        Raises:
+            OperatorError: It is known already (`registrar.known_passkey`).
+        """
+        row = PasskeyRow(
+            credential_id=passkey.credential_id,
+            site=passkey.site,
+            credential=passkey.credential,
+            count=passkey.count,
+        )
+        try:
+            with self._writing() as session:
+                session.add(row)
+                session.add(self._event(passkey.site, "", "passkey_added"))
+        except IntegrityError:
+            raise OperatorError(
+                "registrar.known_passkey", "This passkey is known already.", next_step="Use it; nothing is missing."
+            ) from None
+
+    def passkey(self, credential_id: str) -> Passkey | None:
+        """A technician's passkey by its credential's id (hex)."""
+        with self._reading() as session:
+            row = session.get(PasskeyRow, credential_id)
+            return None if row is None else Passkey(row.credential_id, SiteID(row.site), row.credential, row.count)
+
+    def count_passkey(self, before: Passkey, count: int) -> bool:
+        """Remember the count of a passkey's signature; False where another one came first."""
+        same = (PasskeyRow.credential_id == before.credential_id, PasskeyRow.count == before.count)
+        with self._writing() as session:
+            result = session.execute(
+                update(PasskeyRow).where(*same).values(count=count).returning(PasskeyRow.credential_id)
+            )
+            return len(result.all()) == 1
+
+    def forget_passkeys(self, site: SiteID) -> int:
+        """Forget all passkeys of a hospital; returns how many there were."""
+        with self._writing() as session:
+            result = session.execute(
+                delete(PasskeyRow).where(PasskeyRow.site == site).returning(PasskeyRow.credential_id)
+            )
+            return len(result.all())
 
     def events(self, *, site: SiteID | None = None, limit: int = 1000) -> list[EventRecord]:
         """What happened last, newest first."""

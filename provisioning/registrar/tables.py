@@ -79,3 +79,14 @@ class EventRow(Table):
     site: Mapped[str] = mapped_column(String(63), index=True)
     enrolment: Mapped[str] = mapped_column(String(64))
     what: Mapped[str] = mapped_column(String(32))
+
+
+class PasskeyRow(Table):
+    """A technician's passkey."""
+
+    __tablename__ = "passkeys"
+
+    credential_id: Mapped[str] = mapped_column(String(2048), primary_key=True)
+    site: Mapped[str] = mapped_column(String(63), index=True)
+    credential: Mapped[bytes] = mapped_column(LargeBinary)
+    count: Mapped[int] = mapped_column(BigInteger)

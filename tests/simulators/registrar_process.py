@@ -19,9 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from agent.core.clock import SystemClock
 from agent.core.errors import OperatorError
 from agent.statements.roots import key_id
-from provisioning.authority.opening import open_online_key
 from provisioning.registrar.publish import PublishingDesk
-from provisioning.registrar.run import opened_registrar, serve
+from provisioning.registrar.run import open_keys, opened_registrar, serve
 from provisioning.registrar.settings import load_settings
 
 
@@ -64,9 +63,9 @@ def main(config: Path, door: Path, moment: str) -> None:
         PublishingDesk.settle = lambda *_, **__: die()  # type: ignore[assignment,method-assign]
         PublishingDesk.resume = lambda *_: None  # type: ignore[method-assign]
     settings = load_settings(config)
-    online = open_online_key(settings, lambda what: what)
+    keys = open_keys(settings, lambda what: what)
     after = die if moment == "registered" else lambda: None
-    with opened_registrar(settings, online, FileDoor(door, after), SystemClock()) as application:
+    with opened_registrar(settings, keys, FileDoor(door, after), SystemClock()) as application:
         serve(application, settings, ready=lambda: None)
 
 
