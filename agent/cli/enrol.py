@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import secrets
 import sys
 import threading
 from collections.abc import Callable
@@ -20,9 +21,12 @@ from agent.core.config import AgentConfig, load_config
 from agent.core.errors import HardwareError, OperatorError
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric import ec
+
     from agent.enrolment.client import Confirm
     from agent.enrolment.progress import Progress
     from agent.enrolment.record import EnrolmentRecord
+    from agent.identity.key import HardwareKey
     from agent.trust.records import ConsortiumRecord
 
 _LOOKING_S: Final = 60.0
@@ -30,6 +34,7 @@ _LOOKING_S: Final = 60.0
 UsbOption = Annotated[Path | None, typer.Option("--usb", help="The stick's device (/dev/sdb1), or an image of one.")]
 QROption = Annotated[Path | None, typer.Option("--qr", help="A picture of the code, PNG or JPEG.")]
 CameraOption = Annotated[bool, typer.Option("--camera", help="Hold the code before this box's camera.")]
+PhoneOption = Annotated[bool, typer.Option("--phone", help="Show a code that a telephone approves.")]
 TokenOption = Annotated[
     str | None, typer.Option("--token", help="The token's text; - waits for a scanner or a keyboard.")
 ]
@@ -48,12 +53,14 @@ class TokenSource:
         qr: A picture.
         camera: Whether the camera looks.
         token: The text, or `-`.
+        phone: Whether a telephone approves the box; the token then comes from the registrar.
     """
 
     usb: Path | None
     qr: Path | None
     camera: bool
     token: str | None
+    phone: bool = False
 
     def read(self) -> str | None:
         """The token's text; None where no place was named.
@@ -75,11 +82,11 @@ class TokenSource:
         if self.token is not None:
             text = self.token
             places.append(lambda: medium.token_from_line(sys.stdin) if text == "-" else text)
-        if len(places) > 1:
+        if len(places) + self.phone > 1:
             raise OperatorError(
                 "cli.several_tokens",
                 "The token can come from one place only.",
-                next_step="Name one of --usb, --qr, --camera and --token.",
+                next_step="Name one of --usb, --qr, --camera, --token and --phone.",
             )
         return places[0]() if places else None
 
@@ -89,13 +96,14 @@ def enrol(
     qr: QROption = None,
     camera: CameraOption = False,
     token: TokenOption = None,
+    phone: PhoneOption = False,
     words: WordsOption = None,
     force: ForceOption = False,
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """Make this box a member of its hospital's consortium; without a token, go on with what was begun."""
     settings = load_config(config)
-    _enrol(settings, TokenSource(usb, qr, camera, token), words, TerminalPerson(force=force))
+    _enrol(settings, TokenSource(usb, qr, camera, token, phone), words, TerminalPerson(force=force))
     typer.echo("The agent takes part by itself from now on; `seh-agent status` says how it does.")
     typer.echo("If it does not run yet, start it: `seh-agent run`, or let your service manager do so.")
 
@@ -105,6 +113,7 @@ def re_enrol(
     qr: QROption = None,
     camera: CameraOption = False,
     token: TokenOption = None,
+    phone: PhoneOption = False,
     words: WordsOption = None,
     force: ForceOption = False,
     config: ConfigOption = DEFAULT_CONFIG,
@@ -121,7 +130,9 @@ def re_enrol(
             next_step="Run `seh-agent enrol`.",
         )
     _make_room(settings)
-    new = _enrol(settings, TokenSource(usb, qr, camera, token), words, TerminalPerson(force=force), replaces=True)
+    new = _enrol(
+        settings, TokenSource(usb, qr, camera, token, phone), words, TerminalPerson(force=force), replaces=True
+    )
     if new.node != old.node:
         typer.echo(f"Ask {new.site}'s operator to revoke the old key: `seh-provision node revoke {old.node}`.")
 
@@ -187,10 +198,13 @@ def _enrol(
     text = source.read()
     become_owner(settings.node.state_directory)
     key = init_key(settings.key.uri, person=person)
+    link = link_of(settings, key)
+    if source.phone:
+        text = _by_phone(settings, key, link)
     enrolment = make_enrolment(
         settings,
         key,
-        link_of(settings, key),
+        link,
         SystemClock(),
         wait=threading.Event().wait,
         tell=_Teller().tell,
@@ -252,6 +266,28 @@ def _make_room(settings: AgentConfig) -> None:
         become_owner(settings.node.state_directory)
         place = set_aside_sealed(settings.node.state_directory, f"{SystemClock().now():%Y%m%dT%H%M%S}")
         typer.echo(f"What was sealed to the old mainboard cannot be opened any more; it lies in {place}.")
+
+
+def _by_phone(settings: AgentConfig, key: HardwareKey, link: ec.EllipticCurvePublicKey) -> str:
+    from agent.enrolment.conversation import Box  # noqa: PLC0415 - other commands need not load it
+    from agent.enrolment.phone import Code, token_by_phone  # noqa: PLC0415 - the same
+    from agent.enrolment.qr import terminal_code  # noqa: PLC0415 - an optional library
+    from agent.service.enrolling import preset_registrar  # noqa: PLC0415 - other commands need not load it
+
+    def show(code: Code) -> None:
+        typer.echo(terminal_code(code.address))
+        typer.echo(f"Open this page on a telephone that holds a passkey of this hospital: {code.address}")
+        typer.secho(f"\n    {code.spaced}\n", bold=True)
+        typer.echo("Type this code there. There is one attempt, and five minutes.")
+
+    return token_by_phone(
+        Box(key, link),
+        preset_registrar(settings),
+        SystemClock(),
+        show=show,
+        wait=threading.Event().wait,
+        random_bytes=secrets.token_bytes,
+    )
 
 
 def _look() -> str:

@@ -15,13 +15,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent.core.clock import Clock
-from agent.core.config import AgentConfig
+from agent.core.config import Address, AgentConfig
 from agent.core.errors import OperatorError, SecureHealthError
 from agent.core.validation import explain_invalid
 from agent.enrolment.client import Confirm, Enrolment, Surroundings, nobody_confirms
 from agent.enrolment.conversation import Box
 from agent.enrolment.drop import take_reading
 from agent.enrolment.line import EnrolmentStoppedError, Patience, Wait
+from agent.enrolment.phone import PresetRegistrar
 from agent.enrolment.progress import Progress, Tell
 from agent.enrolment.record import EnrolmentFolder, EnrolmentRecord, check_may_enrol
 from agent.identity.key import HardwareKey
@@ -44,6 +45,8 @@ class _Preset(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     root_digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    registrar: Address | None = None
+    tls_pin: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
 
 
 def preset_root(config: AgentConfig) -> str:
@@ -54,12 +57,33 @@ def preset_root(config: AgentConfig) -> str:
     """
     if config.enrolment.root_digest is not None:
         return config.enrolment.root_digest
+    preset = _load_preset(config)
+    return "" if preset is None else preset.root_digest
+
+
+def preset_registrar(config: AgentConfig) -> PresetRegistrar:
+    """The registrar that the image names, for boxes that come without a token.
+
+    Raises:
+        OperatorError: The image names none (`config.no_preset_registrar`), or its file cannot be used.
+    """
+    preset = _load_preset(config)
+    if preset is None or preset.registrar is None or preset.tls_pin is None:
+        raise OperatorError(
+            "config.no_preset_registrar",
+            "This box's image names no registrar, so a telephone cannot approve it.",
+            next_step="Use a stick or a code: `seh-agent enrol --usb` or `--qr`.",
+        )
+    return PresetRegistrar(preset.registrar, bytes.fromhex(preset.tls_pin), config.network.proxy)
+
+
+def _load_preset(config: AgentConfig) -> _Preset | None:
     path = config.enrolment.preset
     try:
         with path.open("rb") as stream:
-            return _Preset.model_validate_json(stream.read(MAX_PRESET_BYTES)).root_digest
+            return _Preset.model_validate_json(stream.read(MAX_PRESET_BYTES))
     except FileNotFoundError:
-        return ""
+        return None
     except OSError as error:
         raise _bad_preset(path, error.strerror or "it cannot be read") from error
     except ValidationError as error:
