@@ -13,11 +13,13 @@ ENDORSEMENT_LABEL: Final = "endorsement v1"
 _PROOF_LABEL: Final = b"secur-e-health token proof v1"
 
 
-def token_proof(site_secret: bytes, qualifying_data: bytes) -> bytes:
+def token_proof(site_secret: bytes, qualifying_data: bytes, link_key: bytes) -> bytes:
     """What shows the hospital's tool that whoever answers its exchange holds the token itself: (32,).
 
     Args:
         site_secret: (32,), derived from the token; the registrar never learns it.
         qualifying_data: (32,), of the hospital's own exchange.
+        link_key: SubjectPublicKeyInfo (DER) of what the box authenticates with at the SuperLink: no evidence is about
+            it, and who carries the proof must not put another in its place.
     """
-    return hmac.digest(site_secret, _PROOF_LABEL + qualifying_data, hashlib.sha256)
+    return hmac.digest(site_secret, _PROOF_LABEL + qualifying_data + link_key, hashlib.sha256)

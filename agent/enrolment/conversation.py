@@ -102,6 +102,7 @@ class Conversation:
         self._occasion = occasion
         self._secret = encode_bytes(registrar_secret(occasion.token))
         self._names = box.key.evidence_names()
+        self._link_key = public_key_bytes(box.link)
         self._nonce = b""
         self._path = ""
         self._proofs = 0
@@ -127,7 +128,7 @@ class Conversation:
             "secret": self._secret,
             "kind": self._box.key.kind.value,
             "public_key": encode_bytes(public_key_bytes(self._box.key.public_key())),
-            "link_key": encode_bytes(public_key_bytes(self._box.link)),
+            "link_key": encode_bytes(self._link_key),
             "ek_name": encode_bytes(ek_name),
             "key_name": encode_bytes(key_name),
         }
@@ -183,7 +184,7 @@ class Conversation:
 
     def _prove_to_site(self, situation: Situation) -> None:
         qualifying_data = self._site_qualifying_data(situation)
-        proof = token_proof(site_secret(self._occasion.token), qualifying_data)
+        proof = token_proof(site_secret(self._occasion.token), qualifying_data, self._link_key)
         evidence = self._evidence(qualifying_data, self._occasion.token.site, Step.SITE)
         fields = {"evidence": encode_bytes(evidence), "proof": encode_bytes(proof)}
         self._call(Step.SITE, Request("PUT", f"{self._path}/endorsement/evidence", encode_fields(fields)))
@@ -244,7 +245,7 @@ class Conversation:
     def _say(self, state: State) -> None:
         if state is not State.APPRAISED:
             return
-        site, words = self._occasion.token.site, box_words(*self._names)
+        site, words = self._occasion.token.site, box_words(*self._names, self._link_key)
         if self._occasion.by_site:
             self._tell(Progress(Step.SITE, f"The registrar accepts this box; {site}'s own tool looks at it now."))
         else:

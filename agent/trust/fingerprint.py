@@ -24,14 +24,15 @@ def consortium_words(root_digest: str) -> str:
     return _words(b"secur-e-health consortium fingerprint v1", bytes.fromhex(root_digest))
 
 
-def box_words(ek_name: bytes, key_name: bytes) -> str:
+def box_words(ek_name: bytes, key_name: bytes, link_key: bytes) -> str:
     """A box's fingerprint, as the box shows it and its hospital compares it before it endorses the box.
 
     Args:
         ek_name: Name of the TPM's endorsement key; empty outside a TPM.
         key_name: Name of the node key, as evidence has it (`HardwareKey.evidence_names`).
+        link_key: SubjectPublicKeyInfo (DER) of what it authenticates with at the SuperLink.
     """
-    return _words(b"secur-e-health box fingerprint v1", ek_name, key_name)
+    return _words(b"secur-e-health box fingerprint v1", ek_name, key_name, link_key)
 
 
 def same_words(one: str, other: str) -> bool:

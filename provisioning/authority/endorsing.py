@@ -124,7 +124,12 @@ class Waiting(BaseModel):
     @property
     def words(self) -> str:
         """What the box shows on its screen, if it is this one."""
-        return box_words(self.ek_name, self.key_name)
+        return box_words(self.ek_name, self.key_name, self.link_key)
+
+    @property
+    def claim(self) -> tuple[str, Subject, bytes]:
+        """Who it says to be, and by which token: what was decided about one claim says nothing about another."""
+        return self.token, self.subject, self.link_key
 
 
 class _Answer(BaseModel):
@@ -169,13 +174,13 @@ class _Talk:
 
     Args:
         nonce: (32,), ours.
-        subject: Whom it was begun with.
+        claim: What it was begun with.
         unconfirmed: Its TPM's evidence.
         secret: (32,), hidden in the credential.
     """
 
     nonce: bytes
-    subject: Subject
+    claim: tuple[str, Subject, bytes]
     unconfirmed: Unconfirmed | None = None
     secret: bytes = field(default=b"", repr=False)
 
@@ -220,7 +225,7 @@ class EndorsingTool:
         self._talks: dict[str, _Talk] = {}
         self._found: list[tuple[Waiting, Finding]] = []
         self._snapshot: TrustSnapshot | None = None
-        self._approved: set[tuple[str, Subject]] = set()
+        self._approved: set[tuple[str, tuple[str, Subject, bytes]]] = set()
 
     def prepare(self) -> None:
         """Sign the hospital's role where it never did, or where what it signed runs out.
@@ -273,7 +278,7 @@ class EndorsingTool:
 
     def _attend(self, each: Waiting) -> None:
         talk = self._talks.get(each.enrolment)
-        if talk is None or talk.subject != each.subject:
+        if talk is None or talk.claim != each.claim:
             if self._may_begin(each):
                 self._ask(each)
         elif each.state is WaitingState.EVIDENCED:
@@ -287,7 +292,7 @@ class EndorsingTool:
         if kept is not None:
             self._check_token(kept, each)
             return True
-        if (each.enrolment, each.subject) in self._approved:
+        if (each.enrolment, each.claim) in self._approved:
             return True
         verdict = self._decide(each)
         if verdict is Verdict.REFUSE:
@@ -297,7 +302,7 @@ class EndorsingTool:
                 next_step="Compare the words on the box's screen with those that the hospital's operator sees.",
             )
         if verdict is Verdict.ENDORSE:
-            self._approved.add((each.enrolment, each.subject))
+            self._approved.add((each.enrolment, each.claim))
         return verdict is Verdict.ENDORSE
 
     def _check_token(self, kept: KeptToken, each: Waiting) -> None:
@@ -322,7 +327,7 @@ class EndorsingTool:
             )
 
     def _ask(self, each: Waiting) -> None:
-        talk = _Talk(self._random_bytes(NONCE_BYTES), each.subject)
+        talk = _Talk(self._random_bytes(NONCE_BYTES), each.claim)
         self._post(each, "exchange", {"asker_key": self._asker_key, "nonce": _encoded(talk.nonce)})
         self._talks[each.enrolment] = talk
 
@@ -352,7 +357,8 @@ class EndorsingTool:
         if kept is None:
             return  # a person compared the box's words
         data = exchange.qualifying_data(each.ek_name, each.key_name)
-        if not hmac.compare_digest(token_proof(bytes.fromhex(kept.secret), data), each.proof):
+        proof = token_proof(bytes.fromhex(kept.secret), data, each.link_key)
+        if not hmac.compare_digest(proof, each.proof):
             raise PeerProtocolError(
                 "endorse.no_proof",
                 "Whoever answers does not hold the enrolment token that it names.",

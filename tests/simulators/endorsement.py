@@ -57,7 +57,7 @@ class PlayedBox:
     def proof(self, exchange: Exchange) -> bytes:
         """Of its token."""
         data = exchange.qualifying_data(*self.key.evidence_names())
-        return token_proof(site_secret(self.token), data)
+        return token_proof(site_secret(self.token), data, public_key_bytes(self.key.public_key()))
 
 
 class CarryingRegistrar(SiteLine):

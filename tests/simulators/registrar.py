@@ -291,7 +291,8 @@ class PlayedRegistrar:
     def _site_evidence(self, known: Enrolled, body: bytes) -> Said:
         fields = json.loads(body)
         data = self._exchange(known, "site").qualifying_data(*known.names)
-        if not hmac.compare_digest(decode_bytes(fields["proof"]), token_proof(site_secret(known.token), data)):
+        proof = token_proof(site_secret(known.token), data, known.link_key)
+        if not hmac.compare_digest(decode_bytes(fields["proof"]), proof):
             return refusal(403, "endorse.no_proof")
         self._appraise(known, parse_evidence(decode_bytes(fields["evidence"])), "site")
         known.state = State.EVIDENCED

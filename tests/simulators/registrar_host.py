@@ -371,7 +371,8 @@ class PlainBox:
         asked = self.situation()["exchange"]
         exchange = self.exchange(ENDORSEMENT_LABEL, asked["asker_key"], decode_bytes(asked["nonce"]))
         data = exchange.qualifying_data(b"", bytes.fromhex(self.key_id))
-        proof = token_proof(site_secret(self.token), data) if proof is None else proof
+        link_key = public_key_bytes(self.key.public_key())
+        proof = token_proof(site_secret(self.token), data, link_key) if proof is None else proof
         fields = {"evidence": encode_bytes(self.evidence(exchange)), "proof": encode_bytes(proof)}
         return self.client.put(
             f"/v1/enrolments/{self.name}/endorsement/evidence",

@@ -18,12 +18,13 @@ def test_a_consortium_has_eight_words_always_the_same() -> None:
 
 
 def test_words_change_with_every_bit_that_they_are_of() -> None:
-    seen = {box_words(b"ek", b"key"), box_words(b"ekk", b"ey"), box_words(b"", b"ekkey"), box_words(b"ek", b"kez")}
-    assert len(seen) == 4
+    seen = {box_words(b"ek", b"key", b"link"), box_words(b"ekk", b"ey", b"link"), box_words(b"", b"ekkey", b"link")}
+    seen |= {box_words(b"ek", b"kez", b"link"), box_words(b"ek", b"keyl", b"ink"), box_words(b"ek", b"key", b"lini")}
+    assert len(seen) == 6
 
 
 def test_a_box_is_never_taken_for_a_consortium() -> None:
-    assert box_words(b"", bytes.fromhex(ROOT)) != consortium_words(ROOT)
+    assert box_words(b"", bytes.fromhex(ROOT), b"") != consortium_words(ROOT)
 
 
 @pytest.mark.parametrize("typed", ["{}", " {}\n", "{upper}", "{commas}", "{hyphens}"])
