@@ -225,7 +225,7 @@ class PairingDesk:
             token = self._issue(passkey.site, pairing.subject.ek_name)
             self._pairings[name] = replace(pairing, state=PairingState.APPROVED, token=token)
         _log.info("pairing_approved", pairing=name, site=passkey.site, passkey=passkey.credential_id[:16])
-        return passkey.site, box_words(pairing.subject.ek_name, pairing.subject.key_name)
+        return passkey.site, box_words(pairing.subject.ek_name, pairing.subject.key_name, pairing.link_key)
 
     # Passkeys.
 
