@@ -25,10 +25,12 @@ from provisioning.cli.ceremony import (
 )
 from provisioning.cli.desk import RegistrarOption, RootOption, SiteKeyOption, SiteOption, StateOption, opened_desk
 from provisioning.cli.endorse import endorse
+from provisioning.cli.passkey import passkey
 from provisioning.cli.secrets import PassphraseFile
 
 app = typer.Typer(name="site", help="Hospitals.", no_args_is_help=True)
 app.command("endorse")(endorse)
+app.command("passkey")(passkey)
 
 
 @app.callback()

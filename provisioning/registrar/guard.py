@@ -1,4 +1,4 @@
-"""What stands before every request: how often, how large, how slow; and what every answer carries.
+"""What stands before every request to registrar and cosigner: how often, how large, how slow; and what every answer carries.
 
 Nothing of a request is read beyond what its place takes, and nothing waits for a sender that drips.
 """
@@ -17,16 +17,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agent.core.clock import Clock
 from agent.core.errors import Fault, NetworkError, PeerProtocolError, SecureHealthError, SoftwareError
-from provisioning.registrar.limits import ADDRESS_RATE, REPOSITORY_RATE, RateLimiter, address_name
+from provisioning.registrar.limits import ADDRESS_RATE, REPOSITORY_RATE, ByteBudget, RateLimiter, Share, address_name
 
 REPOSITORY: Final = "/repository/"
 MAX_SMALL_BYTES: Final = 1 << 14
 MAX_EVIDENCE_REQUEST_BYTES: Final = 3 << 20
 MAX_METADATA_REQUEST_BYTES: Final = 4 << 20
+MAX_PROPOSAL_BYTES: Final = 32 << 20
 BODY_LIMIT_S: Final = 20.0
 RETRY_AFTER_S: Final = 2
 _LARGE: Final[Mapping[str, int]] = MappingProxyType(
-    {"/evidence": MAX_EVIDENCE_REQUEST_BYTES, "/metadata": MAX_METADATA_REQUEST_BYTES}
+    {
+        "/evidence": MAX_EVIDENCE_REQUEST_BYTES,
+        "/metadata": MAX_METADATA_REQUEST_BYTES,
+        "/v1/cosignatures": MAX_PROPOSAL_BYTES,
+    }
 )
 """By the path's end; every other place takes little."""
 HEADERS: Final[Mapping[str, str]] = MappingProxyType(
@@ -105,6 +110,7 @@ class Guard:
         self._app = app
         self._requests = RateLimiter(ADDRESS_RATE, clock)
         self._files = RateLimiter(REPOSITORY_RATE, clock)
+        self._bodies = ByteBudget()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -112,10 +118,13 @@ class Guard:
             await self._app(scope, receive, send)
             return
         dressed = _Dressed(send)
+        client = scope.get("client")
+        address = address_name(client[0]) if client else ""
         try:
-            self._count(scope)
-            body = await asyncio.wait_for(_read_body(scope, receive), BODY_LIMIT_S)
-            await self._app(scope, _replay(body, receive), dressed)
+            self._count(scope, address)
+            with self._bodies.share(address) as held:
+                body = await asyncio.wait_for(_read_body(scope, receive, held), BODY_LIMIT_S)
+                await self._app(scope, _replay(body, receive), dressed)
         except SecureHealthError as error:
             await error_answer(error)(scope, receive, dressed)
         except TimeoutError:
@@ -126,10 +135,9 @@ class Guard:
                 raise
             await error_answer(internal_error())(scope, receive, dressed)
 
-    def _count(self, scope: Scope) -> None:
-        client = scope.get("client")
+    def _count(self, scope: Scope, address: str) -> None:
         limiter = self._files if scope["path"].startswith(REPOSITORY) else self._requests
-        limiter.take(address_name(client[0]) if client else "")
+        limiter.take(address)
 
 
 class _Dressed:
@@ -152,7 +160,7 @@ def _add_headers(message: MutableMapping[str, Any]) -> None:
     message["headers"] = [*message.get("headers", ()), *extra]
 
 
-async def _read_body(scope: Scope, receive: Receive) -> bytes:
+async def _read_body(scope: Scope, receive: Receive, held: Share) -> bytes:
     limit_bytes = next((size for end, size in _LARGE.items() if scope["path"].endswith(end)), MAX_SMALL_BYTES)
     headers = dict(scope["headers"])
     announced = headers.get(b"content-length", b"0")
@@ -163,9 +171,11 @@ async def _read_body(scope: Scope, receive: Receive) -> bytes:
         message = await receive()
         if message["type"] == "http.disconnect":
             return bytes(body)
-        body += message.get("body", b"")
-        if len(body) > limit_bytes:
+        chunk = message.get("body", b"")
+        if len(body) + len(chunk) > limit_bytes:
             raise _too_large(limit_bytes)
+        held.take(len(chunk))
+        body += chunk
         if not message.get("more_body", False):
             return bytes(body)
 

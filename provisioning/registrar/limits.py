@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,6 +14,9 @@ from agent.core.clock import Clock
 from agent.core.errors import NetworkError
 
 MAX_KNOWN: Final = 20_000
+MAX_HELD_BYTES: Final = 160 << 20
+"""Of all requests' bodies together, however many connections there are: their senders are not known yet."""
+MAX_HELD_FROM_ADDRESS_BYTES: Final = 40 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +69,61 @@ class RateLimiter:
             if len(self._buckets) > MAX_KNOWN:
                 self._buckets.popitem(last=False)
         if not allowed:
-            raise NetworkError(
-                "registrar.too_many",
-                "Too many requests come from there.",
-                next_step="Wait a little, and try again.",
-            )
+            raise _too_many()
+
+
+class ByteBudget:
+    """How much of requests is held in memory at one time; for one thread."""
+
+    def __init__(self) -> None:
+        self._held: Counter[str] = Counter()
+
+    @contextmanager
+    def share(self, name: str) -> Iterator[Share]:
+        """One request's part; given back at the block's end."""
+        part = Share(self._held, name)
+        try:
+            yield part
+        finally:
+            self._held[name] -= part.size
+            if not self._held[name]:
+                del self._held[name]
+
+
+class Share:
+    """What one request holds.
+
+    Args:
+        held: By address.
+        name: Its own.
+    """
+
+    def __init__(self, held: Counter[str], name: str) -> None:
+        self._held = held
+        self._name = name
+        self.size = 0
+
+    def take(self, count: int) -> None:
+        """Hold so many bytes more.
+
+        Raises:
+            NetworkError: That would be too many (`registrar.too_many`).
+        """
+        if (
+            self._held[self._name] + count > MAX_HELD_FROM_ADDRESS_BYTES
+            or self._held.total() + count > MAX_HELD_BYTES
+        ):
+            raise _too_many()
+        self._held[self._name] += count
+        self.size += count
+
+
+def _too_many() -> NetworkError:
+    return NetworkError(
+        "registrar.too_many",
+        "Too many requests come from there.",
+        next_step="Wait a little, and try again.",
+    )
 
 
 def address_name(host: str) -> str:

@@ -116,6 +116,10 @@ class PasskeyStore(Protocol):
         """Remember a signature's count, if nobody else did meanwhile."""
         ...
 
+    def forget_passkeys(self, site: SiteID) -> int:
+        """Forget all of a hospital; returns how many there were."""
+        ...
+
 
 IssueToken = Callable[[SiteID, bytes], str]
 """Issues a token of the registrar's own for a hospital, bound to the endorsement key of this name if there is one."""
@@ -270,6 +274,16 @@ class PairingDesk:
             del self._invitations[invitation]
         _log.info("passkey_added", site=known.site, passkey=passkey.credential_id[:16])
         return known.site
+
+    def forget_passkeys(self, site: SiteID) -> int:
+        """Forget every passkey and invitation of a hospital, one on a lost telephone among them.
+
+        Returns:
+            How many passkeys there were.
+        """
+        with self._lock:
+            self._invitations = {name: one for name, one in self._invitations.items() if one.site != site}
+            return self._passkeys.forget_passkeys(site)
 
     def _signed(self, state: Mapping[str, Any], answer: Mapping[str, Any]) -> Passkey:
         passkey = self._passkeys.passkey(credential_id(answer))

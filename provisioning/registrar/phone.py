@@ -55,6 +55,10 @@ def phone_routes(desk: PairingDesk, consortium: str, admitted: Admission) -> API
     def invite(site: str) -> JSONResponse:
         return JSONResponse({"invitation": desk.invite(SiteID(site))}, HTTPStatus.CREATED)
 
+    @router.delete("/v1/sites/{site}/passkeys", dependencies=[Depends(admitted)])
+    def forget(site: str) -> JSONResponse:
+        return JSONResponse({"forgotten": desk.forget_passkeys(SiteID(site))})
+
     return router
 
 

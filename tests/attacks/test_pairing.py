@@ -241,3 +241,13 @@ def test_a_crowd_of_boxes_is_held_up_until_some_are_gone(scene: Scene, monkeypat
         scene.show()
     scene.clock.move(PAIRING_LIFETIME_S)
     scene.show()
+
+
+def test_a_lost_telephone_approves_nothing_once_its_hospital_forgot_it(scene: Scene) -> None:
+    lost, invitation, other = scene.passkey(), scene.desk.invite(A), scene.passkey(B)
+    assert scene.desk.forget_passkeys(A) == 1
+    with refused("pairing.unknown_passkey"):
+        scene.approve(lost)
+    with refused("pairing.gone"):
+        scene.desk.ask_passkey(invitation)
+    assert scene.approve(other) == B

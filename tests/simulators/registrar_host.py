@@ -447,7 +447,10 @@ class KeyBox(PlainBox):
 
     def enrol_whole(self, directory: Path) -> EnrolmentRecord:
         """Enrol as a box does, by its own client, from the token's text to the repository."""
-        text = token_text_of(self.host, self.token)
+        return self.enrol_with(token_text_of(self.host, self.token), directory)
+
+    def enrol_with(self, text: str, directory: Path) -> EnrolmentRecord:
+        """The same with a token's text."""
         around = Surroundings(
             folder=EnrolmentFolder.of(directory),
             open_repository=lambda place, url, root, digest: found_repository(
