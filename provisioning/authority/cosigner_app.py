@@ -12,16 +12,18 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from securesystemslib.signer import Signature
+from starlette.types import ASGIApp
 
+from agent.core.clock import Clock
 from agent.core.config import Address, LocalPath
 from agent.core.errors import Fault, OperatorError, PeerProtocolError, SecureHealthError
 from agent.core.validation import explain_invalid
 from provisioning.authority.cosigner import Cosigner
 from provisioning.authority.repository import Proposal, parse_proposal
+from provisioning.registrar.guard import Guard
 from provisioning.registrar.settings import KeyURIText
 
 PATH: Final = "/v1/cosignatures"
-MAX_PROPOSAL_BYTES: Final = 32 << 20
 MAX_SETTINGS_BYTES: Final = 1 << 16
 _STATUS: Final = {Fault.PEER: HTTPStatus.CONFLICT, Fault.OPERATOR: HTTPStatus.CONFLICT}
 
@@ -88,18 +90,19 @@ class Refusal(BaseModel):
     next_step: Annotated[str, Field(max_length=1000)] = ""
 
 
-def cosigner_app(cosigner: Cosigner) -> FastAPI:
+def cosigner_app(cosigner: Cosigner, clock: Clock) -> ASGIApp:
     """The service.
 
     Args:
         cosigner: Signs.
+        clock: For rates.
     """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
 
     @app.post(PATH)
     async def cosign(request: Request) -> JSONResponse:
         try:
-            proposal = _parse(await _read(request))
+            proposal = _parse(await request.body())
             made = await run_in_threadpool(cosigner.cosign, proposal)
         except SecureHealthError as error:
             status = _STATUS.get(error.fault, HTTPStatus.SERVICE_UNAVAILABLE)
@@ -110,7 +113,7 @@ def cosigner_app(cosigner: Cosigner) -> FastAPI:
         )
         return JSONResponse(answer.model_dump())
 
-    return app
+    return Guard(app, clock)
 
 
 def load_cosigner_settings(path: Path) -> CosignerSettings:
@@ -129,15 +132,6 @@ def load_cosigner_settings(path: Path) -> CosignerSettings:
         raise _bad_settings(explain_invalid(error, whole="settings")) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise _bad_settings(f"it is no TOML: {error}") from error
-
-
-async def _read(request: Request) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_PROPOSAL_BYTES:
-            raise _bad_proposal(f"it is larger than {MAX_PROPOSAL_BYTES} bytes")
-    return bytes(body)
 
 
 def _parse(data: bytes) -> Proposal:

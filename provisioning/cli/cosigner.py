@@ -36,11 +36,12 @@ def run(
     configure_logging()
     settings = load_cosigner_settings(config)
     secrets = unattended_secrets(settings.passphrase_file, os.environ)
-    cosigner = Cosigner(settings.state, open_signer(settings.key, secrets, base=config.parent), SystemClock())
+    clock = SystemClock()
+    cosigner = Cosigner(settings.state, open_signer(settings.key, secrets, base=config.parent), clock)
 
     def ready() -> None:
         log.info("cosigner_ready", listen=settings.listen)
         notify("READY=1")
 
-    serve(cosigner_app(cosigner), settings, ready=ready)
+    serve(cosigner_app(cosigner, clock), settings, ready=ready)
     log.info("cosigner_stopped")

@@ -1,4 +1,4 @@
-"""What stands before every request to registrar and cosigner: how often, how large, how slow; and what every answer carries.
+"""What stands before requests to registrar and cosigner: how often, how large, how slow; and what answers carry.
 
 Nothing of a request is read beyond what its place takes, and nothing waits for a sender that drips.
 """

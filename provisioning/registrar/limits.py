@@ -109,10 +109,7 @@ class Share:
         Raises:
             NetworkError: That would be too many (`registrar.too_many`).
         """
-        if (
-            self._held[self._name] + count > MAX_HELD_FROM_ADDRESS_BYTES
-            or self._held.total() + count > MAX_HELD_BYTES
-        ):
+        if self._held[self._name] + count > MAX_HELD_FROM_ADDRESS_BYTES or self._held.total() + count > MAX_HELD_BYTES:
             raise _too_many()
         self._held[self._name] += count
         self.size += count

@@ -22,7 +22,7 @@ from agent.trust.records import public_pem
 from agent.trust.token import ek_digest
 from provisioning.registrar.connection import MAX_FROM_ADDRESS, PATIENCE_S
 from provisioning.registrar.guard import HEADERS, MAX_EVIDENCE_REQUEST_BYTES, MAX_SMALL_BYTES
-from provisioning.registrar.limits import ADDRESS_RATE, TOKEN_RATE
+from provisioning.registrar.limits import ADDRESS_RATE, MAX_HELD_FROM_ADDRESS_BYTES, TOKEN_RATE
 from provisioning.registrar.messages import encode_bytes
 from provisioning.tokens.token import TokenEntry
 from tests.simulators.authority import new_node, new_signer
@@ -462,6 +462,22 @@ def test_connections_from_one_address_are_counted(host: RegistrarHost) -> None:
     finally:
         for one in held:
             one.close()
+
+
+def test_bodies_of_strangers_that_are_never_finished_do_not_fill_the_memory(host: RegistrarHost) -> None:
+    size = MAX_EVIDENCE_REQUEST_BYTES
+    head = f"PUT /v1/enrolments/x/evidence HTTP/1.1\r\nhost: a\r\ncontent-length: {size}\r\n\r\n".encode()
+    count = MAX_HELD_FROM_ADDRESS_BYTES // size + 1
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            line = stack.enter_context(tls_connection(host, "127.9.9.11"))
+            line.settimeout(5)
+            with contextlib.suppress(TimeoutError, OSError):
+                line.sendall(head + bytes(size - 1))
+        answer = line.recv(4096)
+        assert b" 429 " in answer.partition(b"\r\n")[0]
+        with host.client() as other:
+            assert other.put("/v1/enrolments/x/evidence", content=bytes(size)).status_code == 403
 
 
 @pytest.mark.slow

@@ -183,5 +183,5 @@ def test_cosigner_refuses_what_it_cannot_read(consortium: Consortium) -> None:
             assert answer.status_code == 409
             assert json.loads(answer.content)["code"] == "cosigner.bad_proposal"
         too_large = (bytes(1 << 20) for _ in range(40))
-        assert client.post("/v1/cosignatures", content=too_large).status_code == 409
+        assert client.post("/v1/cosignatures", content=too_large).status_code == 413
         assert client.get("/docs").status_code == 404

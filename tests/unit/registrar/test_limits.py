@@ -8,7 +8,7 @@ import pytest
 
 from agent.core.errors import NetworkError
 from provisioning.registrar import limits
-from provisioning.registrar.limits import Rate, RateLimiter, address_name
+from provisioning.registrar.limits import ByteBudget, Rate, RateLimiter, address_name
 from tests.simulators.clock import SetClock
 
 
@@ -39,6 +39,22 @@ def test_however_many_come_little_is_remembered(monkeypatch: pytest.MonkeyPatch)
         limiter.take(str(number))
     assert len(limiter._buckets) == 10
     assert taken(limiter, "999", 1) == 0
+
+
+def test_bytes_are_held_by_address_and_in_all_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_HELD_FROM_ADDRESS_BYTES", 10)
+    monkeypatch.setattr(limits, "MAX_HELD_BYTES", 15)
+    budget = ByteBudget()
+    with budget.share("a") as one, budget.share("a") as two, budget.share("b") as other:
+        one.take(6)
+        with pytest.raises(NetworkError):
+            two.take(5)
+        two.take(4)
+        with pytest.raises(NetworkError):
+            other.take(6)
+        other.take(5)
+    with budget.share("a") as again:
+        again.take(10)
 
 
 @pytest.mark.parametrize(
