@@ -10,7 +10,17 @@ from typing import Any
 
 import pytest
 from securesystemslib.signer import Signer
-from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Root, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.metadata import (
+    DelegatedRole,
+    Delegations,
+    Metadata,
+    MetaFile,
+    Root,
+    Snapshot,
+    TargetFile,
+    Targets,
+    Timestamp,
+)
 
 from agent.core.errors import HardwareError, PeerProtocolError
 from agent.core.files import store_atomically
@@ -249,14 +259,62 @@ def test_hospital_signs_for_ten_years(host: BrokenHost) -> None:
     refused(host, host.propose({ROLE: role}), "may for 90 days")
 
 
-def test_snapshot_without_hashes(host: BrokenHost) -> None:
-    def strip(snapshot: Snapshot) -> None:
-        for listed in snapshot.meta.values():
-            listed.hashes = None
+def test_snapshot_lists_what_nobody_has_seen(host: BrokenHost) -> None:
+    def conjure(snapshot: Snapshot) -> None:
+        snapshot.meta["site-x.json"] = MetaFile(1, 10, {"sha256": "00" * 32})
 
-    names = host.state.roles.keys()
-    roles = {name: host.state.roles[name] for name in names}
-    refused(host, host.propose(roles, snapshot=strip), "does not follow|without length")
+    refused(host, host.propose(snapshot=conjure), "nobody has seen")
+
+
+def test_timestamp_names_another_snapshot(host: BrokenHost) -> None:
+    """Mix and match: fresh time over an old state."""
+
+    def mix(timestamp: Timestamp) -> None:
+        timestamp.snapshot_meta.version -= 1
+
+    refused(host, host.propose(timestamp=mix), "another snapshot")
+
+
+def test_snapshot_lists_a_hospital_without_its_hash(host: BrokenHost) -> None:
+    """Any other file of that version would do."""
+
+    def strip(snapshot: Snapshot) -> None:
+        snapshot.meta[f"{ROLE}.json"].hashes = None
+
+    refused(host, host.propose({ROLE: host.consortium.desk(A).renew().metadata}, snapshot=strip), "without length")
+
+
+def test_targets_without_their_quorum(host: BrokenHost) -> None:
+    own = host.consortium.role_signers(Targets.type)[:1]
+    data = host.role(Targets.type, lambda _: None, *own)
+    refused(host, host.propose({Targets.type: data}), "lacks signatures")
+
+
+def test_delegation_to_keys_that_signed_nothing(host: BrokenHost) -> None:
+    """A role whose keys change under it is signed anew at once, or every box would refuse all that follows."""
+    stranger = new_signer()
+
+    def swap(name: str) -> Callable[[Targets], None]:
+        def edit(role: Targets) -> None:
+            for keyid in list(role.get_delegated_role(name).keyids):
+                role.revoke_key(keyid, name)
+            role.add_key(stranger.public_key, name)
+            role.get_delegated_role(name).threshold = 1
+
+        return edit
+
+    for delegator, name in ((Targets.type, STUDIES), (SITES, ROLE)):
+        data = host.role(delegator, swap(name), *host.consortium.role_signers(delegator))
+        refused(host, host.propose({delegator: data}), "lacks signatures")
+        host.state = host.consortium.publisher.load()
+
+
+def test_time_runs_backwards(host: BrokenHost) -> None:
+    """By less than clocks may lie apart; each step for itself would pass."""
+    assert isinstance(host.consortium.clock, SetClock)
+    host.consortium.clock.move(-60)
+    with pytest.raises(PeerProtocolError, match="before the one before"):
+        host.ask(host.propose())
 
 
 def test_stranger_asks(host: BrokenHost) -> None:

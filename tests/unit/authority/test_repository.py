@@ -9,11 +9,13 @@ import pytest
 from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
 from tuf.ngclient import UpdaterConfig
 
-from agent.core.errors import OperatorError
+from agent.core.errors import OperatorError, PeerProtocolError
 from agent.core.ids import SiteID
 from agent.trust.delegations import RELEASES, SITES, STUDIES
 from agent.trust.records import CONSORTIUM_TARGET, ConsortiumRecord, SitePaths, parse_record
 from provisioning.authority.ceremony import unchanged
+from provisioning.authority.online import LocalOnlineSigner
+from provisioning.authority.publisher import Publisher
 from provisioning.authority.repository import Proposal, RepositoryFiles, parse_proposal
 from provisioning.authority.roles import LIFETIME, SITE_LIFETIME, RoleKeys
 from provisioning.authority.signers import elliptic_key, listed_key
@@ -151,6 +153,16 @@ def test_the_same_again_changes_nothing(consortium: FoundedConsortium) -> None:
     before = consortium.publisher.load()
     consortium.publish(staged)
     assert consortium.publisher.load() == before
+
+
+def test_online_key_that_the_root_does_not_name(consortium: FoundedConsortium, tmp_path: Path) -> None:
+    before = consortium.publisher.load()
+    stranger = Publisher(consortium.layout, [LocalOnlineSigner(new_signer())], consortium.clock)
+    with pytest.raises(PeerProtocolError, match="lacks signatures"):
+        stranger.refresh_online()
+    assert consortium.publisher.load() == before
+    consortium.publisher.refresh_online()
+    assert consortium.read(tmp_path / "box").timestamp_version == before.timestamp_version + 2
 
 
 def test_consortium_s_record_says_where_and_by_whom(consortium: FoundedConsortium) -> None:
