@@ -290,6 +290,21 @@ def add_site(site: SiteID, keys: RoleKeys) -> Edit:
     return edit
 
 
+def replace_site_keys(site: SiteID, keys: RoleKeys) -> Edit:
+    """The `sites` role follows a hospital to its next keys.
+
+    Args:
+        site: Its name.
+        keys: As the hospital itself named them under its old ones (`SiteDesk.move_to`); boxes refuse any others.
+    """
+
+    def edit(sites: Targets) -> None:
+        suspend_site(site)(sites)
+        add_site(site, keys)(sites)
+
+    return edit
+
+
 def suspend_site(site: SiteID) -> Edit:
     """The `sites` role lets a hospital go: all its boxes count no more."""
 

@@ -357,7 +357,7 @@ class Founding:
         SuperLinkConnection(self._layout.superlink, self._plan.superlink, authority.resolve()).store()
         for name, data in self._settings_files().items():
             if not (self._layout.path / name).exists():
-                store_atomically(self._layout.path / name, data)
+                store_atomically(self._layout.path / name, data, mode=0o600)  # a database's password may stand there
 
     # The repository.
 

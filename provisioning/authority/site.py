@@ -17,7 +17,7 @@ from tuf.api.metadata import Metadata, TargetFile, Targets
 from agent.core.clock import Clock
 from agent.core.errors import OperatorError
 from agent.core.ids import SiteID
-from agent.trust.delegations import SITES, delegated_sites
+from agent.trust.delegations import ROLE_KEYS_FIELD, SITES, delegated_sites, role_keys
 from agent.trust.records import (
     CONSORTIUM_TARGET,
     ConsortiumRecord,
@@ -128,8 +128,18 @@ class SiteDesk:
             OperatorError: A key is not one of the hospital's (`authority.not_the_sites_key`), or too few are here.
             HardwareError: A key's device does not answer.
         """
+        return self._stage(added or {}, removed)
+
+    def _stage(
+        self,
+        added: Mapping[str, bytes],
+        removed: Collection[str],
+        *,
+        keys: Mapping[str, object] | None = None,
+        cosigners: tuple[Signer, ...] = (),
+    ) -> StagedSite:
         self._check_signers()
-        files = {self._names.site_document: self._document(), **(added or {})}
+        files = {self._names.site_document: self._document(), **added}
         before = self._source.role(self._paths.role)
         now = self._clock.now()
         role = self._paths.role
@@ -140,7 +150,9 @@ class SiteDesk:
         targets = {path: TargetFile.from_data(path, data, ["sha256"]) for path, data in files.items()}
         fresh = {path: files[path] for path, target in targets.items() if listed.get(path) != target}
         listed.update(targets)
-        data = sign(metadata, self._signers).to_bytes()
+        if keys is not None:
+            metadata.signed.unrecognized_fields[ROLE_KEYS_FIELD] = dict(keys)
+        data = sign(metadata, (*self._signers, *cosigners)).to_bytes()
         return StagedSite(self._site, metadata.signed.version, data, fresh)
 
     def endorse(self, node: NodeFile) -> StagedSite:
@@ -199,6 +211,18 @@ class SiteDesk:
         if steward.site != self._site:
             raise _not_ours(steward)
         return self.stage({self._paths.steward(steward.steward): steward.encode()})
+
+    def move_to(self, successors: Sequence[Signer]) -> StagedSite:
+        """Say which keys come after these; both sign it, so that it counts before and after the consortium follows.
+
+        Args:
+            successors: The new keys, all of which must sign from then on.
+
+        Raises:
+            OperatorError, HardwareError: As `stage` says.
+        """
+        named = [elliptic_key(signer.public_key) for signer in successors]
+        return self._stage({}, (), keys=role_keys(named, len(named)), cosigners=tuple(successors))
 
     def renew(self) -> StagedSite:
         """Sign the same again, with memberships for the time to come.

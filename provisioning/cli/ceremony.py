@@ -97,7 +97,8 @@ def use_online_key(layout: AuthorityLayout, uri: str) -> None:
     settings = layout.registrar_settings
     text = settings.read_text(encoding="utf-8")
     line = f"online = {json.dumps(from_here(uri))}"
-    store_atomically(settings, re.sub(r"^online = .*$", lambda _: line, text, flags=re.MULTILINE).encode())
+    data = re.sub(r"^online = .*$", lambda _: line, text, flags=re.MULTILINE).encode()
+    store_atomically(settings, data, mode=0o600)  # a database's password may stand there
 
 
 def tell_outcome(authority: Authority, pending: PendingChange, done: str) -> None:

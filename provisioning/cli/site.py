@@ -11,9 +11,10 @@ from agent.core.clock import SystemClock
 from agent.core.ids import SiteID, check_identifier
 from agent.trust.delegations import SITES
 from agent.trust.records import SitePaths
-from provisioning.authority.ceremony import add_site, suspend_site
+from provisioning.authority.ceremony import add_site, replace_site_keys, suspend_site
 from provisioning.authority.layout import AuthorityLayout
 from provisioning.authority.repository import RepositoryFiles
+from provisioning.authority.signers import open_signer
 from provisioning.authority.site import LocalSource, SiteDesk
 from provisioning.cli.ceremony import (
     DirectoryOption,
@@ -26,7 +27,7 @@ from provisioning.cli.ceremony import (
 from provisioning.cli.desk import RegistrarOption, RootOption, SiteKeyOption, SiteOption, StateOption, opened_desk
 from provisioning.cli.endorse import endorse
 from provisioning.cli.passkey import passkey
-from provisioning.cli.secrets import PassphraseFile
+from provisioning.cli.secrets import PassphraseFile, interactive
 
 app = typer.Typer(name="site", help="Hospitals.", no_args_is_help=True)
 app.command("endorse")(endorse)
@@ -48,6 +49,9 @@ def add(
     sign_with: Annotated[
         list[str] | None, typer.Option(help="A further key of the sites role: file:<path>, piv:..., ...")
     ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="The hospital is known, and has moved to this key with `site move`.")
+    ] = False,
     passphrase_file: PassphraseFile = None,
 ) -> None:
     """Take a hospital in: its own key signs for its boxes from then on, and no other key can."""
@@ -56,7 +60,8 @@ def add(
         keys = site_keys(authority.keyring, key, public_key)
         (own,) = keys.keys
         typer.echo(f"{site} will sign with the key {fingerprint(own)}.")
-        pending = authority.ceremony.change(SITES, add_site(site, keys))
+        edit = replace_site_keys(site, keys) if follow else add_site(site, keys)
+        pending = authority.ceremony.change(SITES, edit)
         tell_outcome(authority, pending, f"{site} belongs to the consortium. It signs with: seh-provision site endorse")
 
 
@@ -86,6 +91,26 @@ def list_sites(directory: DirectoryOption) -> None:
         typer.echo(f"{site}: {until}")
         for key in source.keys(site):
             typer.echo(f"  key {fingerprint(key)}")
+
+
+@app.command()
+def move(
+    *,
+    new_key: Annotated[str, typer.Option(help="The key that the hospital signs with from now on.")],
+    site: SiteOption,
+    key: SiteKeyOption,
+    state: StateOption,
+    registrar: RegistrarOption,
+    root: RootOption,
+    passphrase_file: PassphraseFile = None,
+) -> None:
+    """Move the hospital to another key: the old one says so, and no box takes it from anybody else."""
+    successor = open_signer(new_key, interactive(passphrase_file))
+    with opened_desk(site, key, state=state, registrar=registrar, root=root, passphrase_file=passphrase_file) as opened:
+        opened.publish(lambda desk: desk.move_to([successor]))
+    typer.echo(f"{site} has named its next key, {fingerprint(successor.public_key)}.")
+    typer.echo("Now the consortium follows: seh-provision site add NAME --public-key FILE --follow")
+    typer.echo("Then sign with it once: seh-provision site renew")
 
 
 @app.command()

@@ -21,6 +21,7 @@ from agent.core.errors import NetworkError, OperatorError
 from agent.core.ids import SiteID
 from agent.trust.records import StewardFile, public_pem
 from agent.trust.snapshot import SiteRecord
+from provisioning.authority.signers import create_file_key
 from provisioning.cli.main import app
 from tests.simulators.authority import FoundedConsortium
 from tests.simulators.registrar_host import RegistrarHost
@@ -159,6 +160,29 @@ def test_box_is_replaced_after_a_repair(consortium: Consortium) -> None:
     desk = consortium.authority.desk(A, consortium.host.sites[A])
     with pytest.raises(OperatorError, match="cannot come back"):
         desk.endorse(node)
+
+
+@pytest.mark.slow
+def test_hospital_moves_to_another_key(consortium: Consortium) -> None:
+    """The offline keys of both organisations are in one room for the part that is the consortium's."""
+    before = consortium.record()
+    new = consortium.home / "next.pem"
+    create_file_key(new, None)
+    assert "has named its next key" in consortium.call("site", "move", "--new-key", f"file:{new}")
+    public = consortium.home / "next.pub"
+    run = CliRunner().invoke(app, ["key", "show", f"file:{new}"])
+    public.write_text(run.stdout)
+    follow = ["site", "add", A, "-d", str(consortium.host.directory), "--public-key", str(public), "--follow"]
+    result = CliRunner().invoke(app, [*follow, "--sign-with", f"file:{consortium.cosigner.directory}/keys/sites-2.pem"])
+    assert result.exception is None, result.exception
+    old, consortium.key = consortium.key, new
+    consortium.call("site", "renew")
+    after = consortium.record()
+    assert after.version == before.version + 2
+    assert not any(key in before.keys for key in after.keys)
+    consortium.key = old
+    with pytest.raises(OperatorError):
+        consortium.call("site", "renew")
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from agent.core.errors import OperatorError, PeerProtocolError
 from agent.core.ids import SiteID
 from agent.trust.delegations import RELEASES, SITES, STUDIES
 from agent.trust.records import CONSORTIUM_TARGET, ConsortiumRecord, SitePaths, parse_record
-from provisioning.authority.ceremony import unchanged
+from provisioning.authority.ceremony import replace_site_keys, unchanged
 from provisioning.authority.online import LocalOnlineSigner
 from provisioning.authority.publisher import Publisher
 from provisioning.authority.repository import Proposal, RepositoryFiles, parse_proposal
@@ -195,6 +195,26 @@ def test_hospital_with_two_keys_needs_both(consortium: FoundedConsortium, tmp_pa
         consortium.desk("hospital-c", first).renew()
     consortium.enrol("hospital-c")
     assert consortium.read(tmp_path / "box").sites[SiteID("hospital-c")].threshold == 2
+
+
+def test_hospital_moves_to_its_next_key(consortium: FoundedConsortium, tmp_path: Path) -> None:
+    """The old key names it, then the consortium follows; a box that knew the old one goes along."""
+    new = new_signer()
+    keys = RoleKeys((new.public_key,), 1)
+    with consortium.box(tmp_path / "box") as box:
+        box.refresh()
+        with pytest.raises(PeerProtocolError, match="lacks signatures"):
+            consortium.ceremony.change(SITES, replace_site_keys(SiteID(A), keys))
+        consortium.publish(consortium.desk(A).move_to([new]))
+        assert box.refresh().sites.keys() == {A, B}
+        consortium.ceremony.change(SITES, replace_site_keys(SiteID(A), keys))
+        assert box.refresh().sites.keys() == {A, B}
+        with pytest.raises(OperatorError, match="keys that the consortium knows"):
+            consortium.desk(A).renew()
+        consortium.sites[A] = [new]
+        consortium.publish(consortium.desk(A).renew())
+        node = consortium.enrol(A)
+        assert node.node in {known.node for known in box.refresh().sites[SiteID(A)].nodes}
 
 
 def test_altered_file_on_the_authority_s_own_disk_is_noticed(consortium: FoundedConsortium) -> None:
