@@ -173,7 +173,9 @@ def write_volume(descriptor: int, volume: bytes, stick: Stick) -> None:
 
 
 def _write_image(path: Path, volume: bytes, *, erase: bool) -> None:
-    with _opened(path, os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if erase else os.O_EXCL)) as descriptor:
+    if erase and path.is_file():
+        path.unlink()  # a new file: who could read the old one, or has it open, does not see the token
+    with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
         try:
             _write_at(descriptor, volume, 0)
             os.fsync(descriptor)
