@@ -2,7 +2,7 @@
 
     online     the newest timestamp and snapshot, and the latest signed time, under the keys that signed them
     roles      the newest version of each other role, under the keys that signed it
-    sites      each hospital's keys, pinned at first sight
+    sites      each hospital's keys, pinned at first sight, and which of its boxes' keys it revoked
 
 Versions count only under the keys that signed them: whoever steals keys can run their versions ahead, and the way back
 is a rotation of those keys by the role above (TUF 5.3.11). A hospital's keys are pinned on their own: that the role
@@ -11,6 +11,7 @@ above lists others is not enough (SECURITY-RULES 11).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -20,9 +21,11 @@ from agent.core.ids import IdentifierText
 from agent.core.validation import explain_invalid
 from agent.trust.records import Hex32, PEMText
 
-MAX_PINS_BYTES: Final = 8 << 20
+MAX_PINS_BYTES: Final = 32 << 20
 MAX_ROLES: Final = 4096
 MAX_SITE_KEYS: Final = 8
+MAX_REVOKED: Final = 256
+"""Of one hospital: so many are remembered beside what it says itself."""
 TIMESTAMP_AGE_S: Final = 2 * 86400
 """How old the timestamp that a session certificate names may be, in seconds, against the newest one: a timestamp counts
 for a day, and a session that began then lives for a day at most."""
@@ -73,11 +76,13 @@ class SitePin(_Stored):
         keys: PEM, sorted.
         threshold: How many of them sign.
         version: Of the role's metadata that was last accepted under them.
+        revoked: Ids of keys of its boxes that it revoked once.
     """
 
     keys: Annotated[tuple[PEMText, ...], Field(min_length=1, max_length=MAX_SITE_KEYS)]
     threshold: Annotated[int, Field(ge=1, le=MAX_SITE_KEYS)]
     version: Version
+    revoked: Annotated[tuple[Hex32, ...], Field(max_length=MAX_REVOKED)] = ()
 
     def has_keys_of(self, other: SitePin) -> bool:
         """Whether both name the same keys."""
@@ -140,7 +145,19 @@ class Pins(_Stored):
         return self.model_copy(update={"roles": {**self.roles, name: RolePin(keys=keys, version=version)}})
 
     def with_site(self, site: str, pin: SitePin) -> Self:
-        """Remember a hospital's keys."""
+        """Remember a hospital's keys; what it revoked stays remembered."""
+        if before := self.sites.get(site):
+            pin = pin.model_copy(update={"revoked": before.revoked})
+        return self.model_copy(update={"sites": {**self.sites, site: pin}})
+
+    def with_revoked(self, site: str, key_ids: Collection[str]) -> Self:
+        """Remember that a hospital, whose keys are pinned, revoked these keys: no key comes back.
+
+        A thief of the hospital's own key, or tools of its that were shown an old state, could sign without them.
+        """
+        pin = self.sites[site]
+        revoked = (*pin.revoked, *sorted(set(key_ids) - set(pin.revoked)))[:MAX_REVOKED]
+        pin = pin.model_copy(update={"revoked": revoked})
         return self.model_copy(update={"sites": {**self.sites, site: pin}})
 
     def encode(self) -> bytes:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from tuf.api.metadata import DelegatedRole, MetaFile, TargetFile, Targets
@@ -187,9 +187,11 @@ class _Reader:
         try:
             # Last, so that all is kept of a hospital that only the present decides about.
             check_not_expired(f"what {site} signed", expiry_s(role), self._now_s)
-            return parse_site(paths, role, pin, records, contents)
+            record = parse_site(paths, role, pin, records, contents)
         except PeerProtocolError as error:
             return error.sentence
+        self._pins = self._pins.with_revoked(site, record.revoked & {node.root.key_id for node in record.nodes})
+        return replace(record, revoked=record.revoked.union(self._pins.sites[site].revoked))
 
     def _follow_keys(self, site: SiteID, delegated: SitePin, data: bytes) -> SitePin:
         """Check that the keys that the `sites` role names now are the pinned ones, or their approved successors."""

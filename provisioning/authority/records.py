@@ -8,7 +8,7 @@ from tuf.api.metadata import DelegatedRole, Metadata, TargetFile, Targets
 
 from agent.core.errors import PeerProtocolError
 from agent.trust.delegations import SITES, delegated_keys
-from agent.trust.records import CONSORTIUM_TARGET, ConsortiumRecord, SitePaths, parse_record
+from agent.trust.records import CONSORTIUM_TARGET, ConsortiumRecord, RevocationsFile, SitePaths, parse_record
 from agent.trust.site_records import parse_site, site_files
 from agent.trust.tuf_faults import translated
 from provisioning.authority.repository import (
@@ -42,6 +42,8 @@ def check_targets(before: RepositoryState, change: Change, files: RepositoryFile
             _check_target(target, change.targets.get(path), files, limit)
         listed |= role.targets.keys()
         _check_records(name, role, roles, change, files)
+        if name.startswith(SITE_ROLE_PREFIX) and name in before.roles:
+            _check_revocations(name, before.roles[name], role, change, files)
     if unlisted := change.targets.keys() - listed:
         raise _bad_target(f"nobody lists {min(unlisted)[:200]!r}")
 
@@ -72,6 +74,21 @@ def _check_records(name: str, role: Targets, roles: dict[str, bytes], change: Ch
         if CONSORTIUM_TARGET not in role.targets:
             raise _bad_target(f"{CONSORTIUM_TARGET} is missing")
         parse_record(ConsortiumRecord, _content(role.targets[CONSORTIUM_TARGET], change, files))
+
+
+def _check_revocations(name: str, before: bytes, role: Targets, change: Change, files: RepositoryFiles) -> None:
+    """No key comes back, whoever signs: not even a hospital's own tool that was shown an old state."""
+    path = SitePaths(name.removeprefix(SITE_ROLE_PREFIX)).revocations
+    old = Metadata[Targets].from_bytes(before).signed.targets.get(path)
+    if old is None or role.targets.get(path) == old:
+        return
+    kept = _revoked(_content(role.targets[path], change, files)) if path in role.targets else frozenset()
+    if missing := _revoked(files.target(path, old.hashes["sha256"])) - kept:
+        raise _bad_target(f"the key {min(missing)[:16]} was revoked, and cannot come back")
+
+
+def _revoked(data: bytes) -> frozenset[str]:
+    return frozenset(entry.key_id for entry in parse_record(RevocationsFile, data).revocations)
 
 
 def _delegations_of(sites: Targets, name: str) -> Iterator[DelegatedRole]:
