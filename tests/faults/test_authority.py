@@ -168,7 +168,6 @@ def test_cosigner_refuses(consortium: FoundedConsortium, tmp_path: Path) -> None
     assert len(consortium.read(tmp_path / "box").sites[SiteID(A)].nodes) == 1
 
 
-@pytest.mark.slow
 def test_two_publish_at_once(tmp_path: Path) -> None:
     """They take turns: what the other published first makes a version stale, never lost."""
     consortium = FoundedConsortium.found(tmp_path / "authority")

@@ -188,6 +188,15 @@ def test_desk_refuses_keys_that_are_not_the_hospital_s(consortium: FoundedConsor
         consortium.desk(A).endorse(node)
 
 
+def test_revoked_key_never_comes_back(consortium: FoundedConsortium) -> None:
+    (node,) = consortium.desk(A).nodes
+    consortium.publish(consortium.desk(A).revoke(node.root.key_id, "lost"))
+    with pytest.raises(OperatorError, match="cannot come back"):
+        consortium.desk(A).endorse(node)
+    consortium.publish(consortium.desk(A).revoke(node.root.key_id, "lost again"))
+    assert [entry.reason for entry in consortium.desk(A).revocations] == ["lost"]
+
+
 def test_hospital_with_two_keys_needs_both(consortium: FoundedConsortium, tmp_path: Path) -> None:
     first, second = new_signer(), new_signer()
     consortium.add_site("hospital-c", first, second)
