@@ -20,7 +20,7 @@ from provisioning.authority.appraisal import Terms
 from provisioning.registrar import challenge
 from provisioning.registrar.access import REQUEST_LIFETIME_S, Asked, not_authorised, verify_site_request
 from provisioning.registrar.challenge import Enrolment, Occasion, Opening, Refusal, State
-from provisioning.registrar.limits import SITE_RATE, TOKEN_RATE, RateLimiter
+from provisioning.registrar.limits import PUBLICATION_RATE, SITE_RATE, TOKEN_RATE, RateLimiter
 from provisioning.registrar.messages import encode_bytes
 from provisioning.registrar.publish import PublishedReader, PublishingDesk
 from provisioning.registrar.store import StaleError, Store
@@ -73,6 +73,7 @@ class RegistrarDesk:
         self._store = tools.store
         self._of_token = RateLimiter(TOKEN_RATE, tools.clock)
         self._of_site = RateLimiter(SITE_RATE, tools.clock)
+        self._of_publisher = RateLimiter(PUBLICATION_RATE, tools.clock)
         self._publishing = threading.BoundedSemaphore(MAX_PUBLISHING)
 
     # Boxes.
@@ -235,6 +236,7 @@ class RegistrarDesk:
             PeerProtocolError: It may not follow what was published before.
             NetworkError, HardwareError: Not now; the same again goes on from there.
         """
+        self._of_publisher.take(site)
         if not self._publishing.acquire(blocking=False):
             raise _contended("publishes at once")
         try:

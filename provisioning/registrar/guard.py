@@ -17,9 +17,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agent.core.clock import Clock
 from agent.core.errors import Fault, NetworkError, PeerProtocolError, SecureHealthError, SoftwareError
-from provisioning.registrar.limits import ADDRESS_RATE, REPOSITORY_RATE, ByteBudget, RateLimiter, Share, address_name
+from provisioning.registrar.limits import (
+    ADDRESS_RATE,
+    PAIRING_RATE,
+    REPOSITORY_RATE,
+    ByteBudget,
+    RateLimiter,
+    Share,
+    address_name,
+)
 
 REPOSITORY: Final = "/repository/"
+PAIRINGS: Final = "/v1/pairings"
 MAX_SMALL_BYTES: Final = 1 << 14
 MAX_EVIDENCE_REQUEST_BYTES: Final = 3 << 20
 MAX_METADATA_REQUEST_BYTES: Final = 4 << 20
@@ -110,6 +119,7 @@ class Guard:
         self._app = app
         self._requests = RateLimiter(ADDRESS_RATE, clock)
         self._files = RateLimiter(REPOSITORY_RATE, clock)
+        self._pairings = RateLimiter(PAIRING_RATE, clock)
         self._bodies = ByteBudget()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -138,6 +148,8 @@ class Guard:
     def _count(self, scope: Scope, address: str) -> None:
         limiter = self._files if scope["path"].startswith(REPOSITORY) else self._requests
         limiter.take(address)
+        if scope["path"] == PAIRINGS:
+            self._pairings.take(address)
 
 
 class _Dressed:

@@ -38,6 +38,10 @@ REPOSITORY_RATE: Final = Rate(burst=5000, per_s=500)
 """A box that comes for the first time reads some files of every hospital."""
 TOKEN_RATE: Final = Rate(burst=60, per_s=20)
 SITE_RATE: Final = Rate(burst=200, per_s=50)
+PUBLICATION_RATE: Final = Rate(burst=200, per_s=1 / 60)
+"""Of one hospital: every version that it publishes is kept for ever."""
+PAIRING_RATE: Final = Rate(burst=20, per_s=0.1)
+"""Of one address: strangers may ask, and so many pairings in all wait at one time."""
 
 
 class RateLimiter:

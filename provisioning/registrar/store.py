@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import URL, Engine, Select, create_engine, delete, event, select, update
+from sqlalchemy import URL, ColumnElement, Engine, Select, create_engine, delete, event, func, select, update
 from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -28,13 +28,17 @@ from agent.core.errors import HardwareError, OperatorError
 from agent.core.ids import SiteID
 from agent.statements.roots import EvidenceClass, KeyKind
 from provisioning.authority.appraisal import Subject
-from provisioning.registrar.challenge import Enrolment, Refusal, SiteTalk, State
+from provisioning.registrar.challenge import FINAL, Enrolment, Refusal, SiteTalk, State
 from provisioning.registrar.passkeys import Passkey
-from provisioning.registrar.tables import EnrolmentRow, EventRow, PasskeyRow, SiteNonceRow, TokenRow
+from provisioning.registrar.tables import EnrolmentRow, EventRow, PasskeyRow, SiteNonceRow, Table, TokenRow
 from provisioning.tokens.token import TokenEntry
 
 BUSY_LIMIT_MS: Final = 30_000
 POOL_SIZE: Final = 16
+MAX_UNUSED_TOKENS: Final = 10_000
+"""Of one hospital."""
+MAX_UNFINISHED: Final = 1000
+"""Enrolments of one hospital: each may hold megabytes of evidence that nobody has appraised yet."""
 SEEN_EVERY_S: Final = 30
 """A box that asks how far it is is noted this often."""
 _READING: Final = {"reading": True}
@@ -90,11 +94,12 @@ class Store:
         """Make a token known; the same entry again changes nothing.
 
         Raises:
-            OperatorError: Another token has this id (`registrar.other_token`).
+            OperatorError: Another token has this id (`registrar.other_token`), or the hospital has too many.
         """
         with self._writing() as session:
             known = session.get(TokenRow, entry.id)
             if known is None:
+                self._make_room(session, entry.site)
                 session.add(TokenRow(**entry.model_dump()))
                 session.add(self._event(entry.site, "", "token_added"))
             elif _entry(known) != entry:
@@ -104,6 +109,20 @@ class Store:
                     next_step="Issue the token again.",
                 )
 
+    def _make_room(self, session: Session, site: str) -> None:
+        """For one more token of a hospital; those that expired unused go first."""
+        begun = select(EnrolmentRow.token).where(EnrolmentRow.site == site)
+        unused = (TokenRow.site == site, TokenRow.id.not_in(begun))
+        if _count(session, TokenRow, *unused) < MAX_UNUSED_TOKENS:
+            return
+        session.execute(delete(TokenRow).where(*unused, TokenRow.expires_s < self._now_s()))
+        if _count(session, TokenRow, *unused) >= MAX_UNUSED_TOKENS:
+            raise OperatorError(
+                "registrar.too_many_tokens",
+                f"{site} has {MAX_UNUSED_TOKENS} enrolment tokens that nobody used yet.",
+                next_step="Use those, or wait until they have expired.",
+            )
+
     def token(self, token_id: str) -> TokenEntry | None:
         """A token by its id (hex)."""
         with self._reading() as session:
@@ -111,9 +130,20 @@ class Store:
             return None if row is None else _entry(row)
 
     def create(self, enrolment: Enrolment) -> Enrolment:
-        """Begin an enrolment; returns the one that its token began already, where there is one."""
+        """Begin an enrolment; returns the one that its token began already, where there is one.
+
+        Raises:
+            OperatorError: Too many of the hospital are unfinished (`registrar.too_many_unfinished`).
+        """
+        unfinished = (EnrolmentRow.site == enrolment.site, EnrolmentRow.state.not_in([state.value for state in FINAL]))
         try:
             with self._writing() as session:
+                if _count(session, EnrolmentRow, *unfinished) >= MAX_UNFINISHED:
+                    raise OperatorError(
+                        "registrar.too_many_unfinished",
+                        f"{MAX_UNFINISHED} enrolments at {enrolment.site} have begun, and none of them has ended.",
+                        next_step="Have the hospital endorse or refuse those first.",
+                    )
                 session.add(EnrolmentRow(seen_s=enrolment.opened_s, **_columns(enrolment)))
                 session.add(self._event(enrolment.site, enrolment.id, State.OPEN))
         except IntegrityError:
@@ -361,6 +391,10 @@ def _translated() -> Iterator[None]:
             f"The registrar's database does not answer ({type(error).__name__}).",
             next_step="Nothing was changed; try again. If it lasts, have the registrar's host looked at.",
         ) from error
+
+
+def _count(session: Session, kind: type[Table], *where: ColumnElement[bool]) -> int:
+    return session.scalar(select(func.count()).select_from(kind).where(*where)) or 0
 
 
 def _in_states(states: Collection[State]) -> Select[EnrolmentRow]:
