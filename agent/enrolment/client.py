@@ -72,7 +72,7 @@ class Surroundings:
         clock: For expiry and limits.
         patience: Waits.
         tell: Told how far it is.
-        confirm: Asked where the consortium is not the preset one.
+        confirm: Asked where the consortium is not the preset one; None where nobody stands at the box.
         preset: Root digest (hex) that came with the image or the configuration; empty where none did.
         proxy: The hospital's HTTP proxy.
     """
@@ -82,7 +82,7 @@ class Surroundings:
     clock: Clock
     patience: Patience
     tell: Tell
-    confirm: Confirm
+    confirm: Confirm | None
     preset: str = ""
     proxy: str | None = None
 
@@ -152,6 +152,7 @@ class Enrolment:
     def _run(self, pending: PendingEnrolment) -> EnrolmentRecord:
         token = parse_token(pending.token).token
         self._check_box(token)
+        self._check_preset(pending, token)
         self._tell(Step.TOKEN, f"The token is for {token.site}, and names the registrar {token.registrar}.")
         with self._line(token) as line, closing(self._open_repository(token, line)) as repository:
             self._talk(pending, line, repository)
@@ -184,6 +185,11 @@ class Enrolment:
                 f"The enrolment token for {token.site} was made for another box than this one.",
                 next_step="Use it on the box whose label it names, or ask the consortium for one for this box.",
             )
+
+    def _check_preset(self, pending: PendingEnrolment, token: Token) -> None:
+        """Where nobody can confirm it, another consortium is neither asked nor fetched: sticks come from anybody."""
+        if self._around.confirm is None and not pending.confirmed and token.root_digest.hex() != self._around.preset:
+            raise _not_preset(token)
 
     @contextmanager
     def _line(self, token: Token) -> Iterator[RegistrarLine]:
@@ -225,6 +231,8 @@ class Enrolment:
         if pending.confirmed or token.root_digest.hex() == self._around.preset:
             return pending
         consortium = snapshot.consortium
+        if self._around.confirm is None:
+            raise _not_preset(token)
         if not self._around.confirm(consortium, consortium_words(token.root_digest.hex())):
             raise OperatorError(
                 "enrolment.not_confirmed",
@@ -320,16 +328,12 @@ def _is_ours(node: NodeFile, box: Box) -> bool:
     return (node.kind, node.node, link) == expected
 
 
-def nobody_confirms(consortium: ConsortiumRecord, words: str) -> bool:
-    """The answer where nobody stands at the box.
-
-    Raises:
-        OperatorError: Always (`enrolment.not_preset`).
-    """
-    raise OperatorError(
+def _not_preset(token: Token) -> OperatorError:
+    return OperatorError(
         "enrolment.not_preset",
-        f"The token is of {consortium.name}, which this box was not prepared for; a person has to confirm it.",
-        next_step=f"Run `seh-agent enrol` at the box, and compare these words with the token's sheet: {words}.",
+        "The token is of a consortium that this box was not prepared for; a person has to confirm it.",
+        next_step="Run `seh-agent enrol` at the box, and compare these words with the token's sheet: "
+        f"{consortium_words(token.root_digest.hex())}.",
     )
 
 

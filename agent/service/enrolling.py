@@ -18,7 +18,7 @@ from agent.core.clock import Clock
 from agent.core.config import Address, AgentConfig
 from agent.core.errors import OperatorError, SecureHealthError
 from agent.core.validation import explain_invalid
-from agent.enrolment.client import Confirm, Enrolment, Surroundings, nobody_confirms
+from agent.enrolment.client import Confirm, Enrolment, Surroundings
 from agent.enrolment.conversation import Box
 from agent.enrolment.drop import take_reading
 from agent.enrolment.line import EnrolmentStoppedError, Patience, Wait
@@ -98,7 +98,7 @@ def make_enrolment(
     *,
     wait: Wait,
     tell: Tell,
-    confirm: Confirm = nobody_confirms,
+    confirm: Confirm | None = None,
 ) -> Enrolment:
     """Join the parts of an enrolment.
 
@@ -109,7 +109,7 @@ def make_enrolment(
         clock: The process's.
         wait: Waits so many seconds; returns whether to stop.
         tell: Told how far it is.
-        confirm: Asked whether a consortium that is not the preset one is right.
+        confirm: Asked whether a consortium that is not the preset one is right; None where nobody is there.
     """
     proxy = config.network.proxy
     around = Surroundings(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import ssl
+from http import HTTPStatus
 from types import TracebackType
 from typing import Final, Self
 
@@ -22,6 +23,7 @@ from provisioning.tokens.token import Issuer, RandomBytes
 LIMIT_S: Final = 15.0
 MAX_ANSWER_BYTES: Final = 16 << 20
 NONCE_BYTES: Final = 32
+_PASSING: Final = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
 
 
 class _Refusal(BaseModel):
@@ -82,7 +84,7 @@ class SiteLine:
             The answer's body.
 
         Raises:
-            NetworkError: The registrar does not answer (`site_line.unreachable`).
+            NetworkError: The registrar does not answer (`site_line.unreachable`), or not now (`site_line.busy`).
             OperatorError: It refuses, and says why (`site_line.refused`).
             PeerProtocolError: It answers with something else (`site_line.bad_answer`).
         """
@@ -99,6 +101,8 @@ class SiteLine:
                 f"The registrar does not answer: {error}.",
                 next_step="Check the network and the registrar; the same again changes nothing twice.",
             ) from error
+        if response.status_code in _PASSING:
+            raise _busy(answer)
         if not response.is_success:
             raise _refused(response.status_code, answer)
         return answer
@@ -126,6 +130,18 @@ def _bounded(response: httpx.Response) -> bytes:
         if len(answer) > MAX_ANSWER_BYTES:
             raise _bad_answer(f"more than {MAX_ANSWER_BYTES} bytes")
     return bytes(answer)
+
+
+def _busy(answer: bytes) -> NetworkError:
+    try:
+        said = _Refusal.model_validate_json(answer).sentence
+    except ValidationError:
+        said = "It does not say why."
+    return NetworkError(
+        "site_line.busy",
+        f"The registrar cannot do it now: {said}",
+        next_step="Wait a little, and try again; the same again changes nothing twice.",
+    )
 
 
 def _refused(status: int, answer: bytes) -> OperatorError | PeerProtocolError:

@@ -127,6 +127,18 @@ def test_every_altered_token_is_refused(registrar: PlayedRegistrar, box: Enrolli
     assert {asked.method for asked in registrar.asked} <= {"GET"}
 
 
+def test_a_stick_of_another_consortium_sends_an_unattended_box_nowhere(
+    registrar: PlayedRegistrar, box: EnrollingBox
+) -> None:
+    box.preset, box.confirms = "00" * 32, None
+    with pytest.raises(OperatorError) as caught:
+        box.enrol(registrar.token())
+    assert caught.value.code == "enrolment.not_preset"
+    assert registrar.asked == []
+    assert not box.folder.trust(registrar.snapshot().root_digest).exists()
+    assert not box.folder.authority.exists()
+
+
 def test_an_expired_token_is_refused_without_asking_anybody(registrar: PlayedRegistrar, box: EnrollingBox) -> None:
     text = registrar.token()
     box.clock.ahead = timedelta(days=8)

@@ -72,7 +72,7 @@ class EnrollingBox:
     key: HardwareKey
     patience_s: float = 600.0
     preset: str = ""
-    confirms: bool = True
+    confirms: bool | None = True
     clock: QuickClock = field(default_factory=QuickClock)
     told: list[Progress] = field(default_factory=list)
     asked_to_confirm: list[str] = field(default_factory=list)
@@ -96,7 +96,7 @@ class EnrollingBox:
             clock=self.clock,
             patience=Patience(self._wait, self.told.append, random.Random(1)),
             tell=self.told.append,
-            confirm=self._confirm,
+            confirm=None if self.confirms is None else self._confirm,
             preset=self.preset,
         )
         return Enrolment(Box(self.key, self.key.public_key()), around)
@@ -121,7 +121,7 @@ class EnrollingBox:
 
     def _confirm(self, consortium: ConsortiumRecord, words: str) -> bool:
         self.asked_to_confirm.append(words)
-        return self.confirms
+        return bool(self.confirms)
 
 
 class PowerCut:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from agent.core.errors import OperatorError, PeerProtocolError
-from agent.enrolment.client import nobody_confirms
 from agent.enrolment.line import EnrolmentStoppedError
 from agent.enrolment.messages import State
 from agent.enrolment.progress import Step
@@ -84,10 +83,13 @@ def test_the_preset_consortium_needs_no_person(registrar: PlayedRegistrar, box: 
     assert box.asked_to_confirm == []
 
 
-def test_where_nobody_is_the_words_to_compare_are_said(registrar: PlayedRegistrar) -> None:
+def test_where_nobody_is_the_words_to_compare_are_said(registrar: PlayedRegistrar, box: EnrollingBox) -> None:
+    box.confirms = None
     with pytest.raises(OperatorError, match="a person has to confirm") as caught:
-        nobody_confirms(registrar.consortium, "eight words")
-    assert "eight words" in caught.value.next_step
+        box.enrol(registrar.token())
+    assert consortium_words(registrar.snapshot().root_digest) in caught.value.next_step
+    box.confirms = True
+    assert box.enrolment.resume() is not None
 
 
 def test_enrolling_again_says_that_it_is_done(registrar: PlayedRegistrar, box: EnrollingBox) -> None:

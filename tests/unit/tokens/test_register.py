@@ -81,6 +81,17 @@ def test_a_refusal_is_passed_on_in_the_registrar_s_words(registrar: PlayedTokenD
     assert (caught.value.code, caught.value.next_step) == ("site_line.refused", "Ask the consortium.")
 
 
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(
+    "answer", [b"", b'{"code": "registrar.too_many", "sentence": "Too many.", "next_step": "Wait."}']
+)
+def test_a_registrar_that_is_busy_is_asked_again_later(registrar: PlayedTokenDesk, status: int, answer: bytes) -> None:
+    registrar.status, registrar.answer = status, answer
+    with pytest.raises(NetworkError, match=r"Too many|not say why") as caught:
+        add(registrar)
+    assert caught.value.code == "site_line.busy"
+
+
 @pytest.mark.parametrize(
     ("status", "answer"),
     [(500, b"oops"), (404, b""), (302, b""), (403, b'{"code": "A B"}'), (200, bytes(MAX_ANSWER_BYTES + 1))],
