@@ -95,7 +95,10 @@ def take_reading(directory: Path) -> StickReading | None:
 
 def _remove(path: Path) -> None:
     with suppress(OSError):
-        path.unlink()
+        try:
+            path.unlink()
+        except IsADirectoryError:
+            path.rename(path.with_name(f".{secrets.token_hex(8)}"))  # else no stick would ever be read again
 
 
 def _bad_reading() -> PeerProtocolError:

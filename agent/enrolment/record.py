@@ -254,24 +254,25 @@ def unenrol(folder: EnrolmentFolder) -> EnrolmentRecord:
 
     Raises:
         OperatorError: It is not enrolled (`enrolment.not_enrolled`), or its hospital's steward would have to approve
-            (`enrolment.needs_steward`).
+            (`enrolment.needs_steward`), or it is being enrolled at this moment (`enrolment.under_way`).
     """
-    record = folder.load_record()
-    if record is None:
-        raise OperatorError(
-            "enrolment.not_enrolled",
-            "This box is not enrolled.",
-            next_step="Enrol it: put the consortium's stick in, or run `seh-agent enrol`.",
-        )
-    if record.environment is Environment.PRODUCTION:
-        raise OperatorError(
-            "enrolment.needs_steward",
-            f"This box belongs to {record.name}, and may leave it only with the approval of {record.site}'s data "
-            "steward, which this release cannot take.",
-            next_step="Have the hospital revoke the box (`seh-provision node revoke`), and install the box anew.",
-        )
-    folder.clear()
-    return record
+    with folder.locked():  # whoever enrols it now would put it back
+        record = folder.load_record()
+        if record is None:
+            raise OperatorError(
+                "enrolment.not_enrolled",
+                "This box is not enrolled.",
+                next_step="Enrol it: put the consortium's stick in, or run `seh-agent enrol`.",
+            )
+        if record.environment is Environment.PRODUCTION:
+            raise OperatorError(
+                "enrolment.needs_steward",
+                f"This box belongs to {record.name}, and may leave it only with the approval of {record.site}'s data "
+                "steward, which this release cannot take.",
+                next_step="Have the hospital revoke the box (`seh-provision node revoke`), and install the box anew.",
+            )
+        folder.clear()
+        return record
 
 
 def _bad_file(path: Path, why: str) -> HardwareError:

@@ -30,6 +30,16 @@ def folder(tmp_path: Path) -> EnrolmentFolder:
     return EnrolmentFolder.of(tmp_path / "state")
 
 
+def test_a_box_that_is_being_enrolled_does_not_leave(folder: EnrolmentFolder) -> None:
+    folder.store_record(RECORD)
+    with folder.locked(), pytest.raises(OperatorError) as caught:
+        unenrol(folder)
+    assert caught.value.code == "enrolment.under_way"
+    assert folder.load_record() == RECORD
+    unenrol(folder)
+    assert folder.load_record() is None
+
+
 def test_a_box_that_was_never_enrolled_has_neither_record_nor_token(folder: EnrolmentFolder) -> None:
     assert (folder.load_record(), folder.load_pending()) == (None, None)
 
