@@ -71,7 +71,8 @@ def test_a_box_of_a_test_consortium_leaves_it_and_keeps_nothing_of_it(folder: En
     folder.store_authority(b"pem")
     folder.trust(RECORD.root_digest).mkdir(parents=True)
     assert unenrol(folder) == RECORD
-    assert [path.name for path in folder.path.iterdir()] == []
+    assert {path.name for path in folder.path.iterdir()} == {"lock"}
+    assert (folder.path / "lock").read_bytes() == b""
 
 
 def test_a_box_of_a_production_consortium_does_not_leave_it_without_the_steward(folder: EnrolmentFolder) -> None:
