@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from agent.core.errors import SecureHealthError
+from agent.service.state import load_status
 from agent.trust.study import PrivacyTerms
 from provisioning.coordinator.directory import CoordinatorDirectory, CoordinatorSettings
 from provisioning.coordinator.fab import has_ended, launch_run
@@ -188,6 +189,7 @@ def _prepare(consortium: Consortium, *, secure: bool) -> CoordinatorDirectory:
         open_deadline_s=120.0,
         open_retry_s=1.0,
         registrar=consortium.authority.plan.registrar,
+        nodes={} if secure else _nodes(consortium),
     )
     directory.prepare(
         consortium.study_file,
@@ -197,6 +199,12 @@ def _prepare(consortium: Consortium, *, secure: bool) -> CoordinatorDirectory:
         key=consortium.authority.coordinator_key,
     )
     return directory
+
+
+def _nodes(consortium: Consortium) -> dict[str, int]:
+    """Each hospital's node at the SuperLink; an unprotected run does not read the repository for that."""
+    standing = {member.hospital.site: load_status(member.state_directory) for member in consortium.members}
+    return {site: status.node_id for site, status in standing.items() if status and status.node_id is not None}
 
 
 def _launch(consortium: Consortium, directory: CoordinatorDirectory) -> Iterator[dict[str, object]]:
