@@ -45,7 +45,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from agent.core.errors import OperatorError
 from agent.core.ids import IdentifierText
-from agent.core.validation import explain_invalid
+from agent.core.validation import ADDRESS_PATTERN, explain_invalid
 
 MAX_CONFIG_BYTES = 1 << 18
 
@@ -56,7 +56,7 @@ def _from_directory(path: Path, info: ValidationInfo) -> Path:
 
 
 LocalPath = Annotated[Path, AfterValidator(_from_directory)]
-Address = Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}$", max_length=300)]
+Address = Annotated[str, Field(pattern=ADDRESS_PATTERN, max_length=300)]
 ProxyURL = Annotated[str, Field(pattern=r"^https?://[^\s/]+/?$", max_length=300)]
 
 

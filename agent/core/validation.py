@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 from pydantic import ValidationError
 
 from agent.core.ids import IDENTIFIER_PATTERN
 
+ADDRESS_PATTERN: Final = r"^(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}$"
+"""host:port; an IPv6 host stands in brackets."""
+
 _FIRST = 1
+_FORMS: Mapping[str, str] = MappingProxyType(
+    {
+        IDENTIFIER_PATTERN: "use 1 to 63 lower-case letters, digits and hyphens, with no hyphen at either end",
+        ADDRESS_PATTERN: "write host:port, such as example.org:8443",
+    }
+)
+"""What the patterns that people meet ask for."""
 _PLAIN: Mapping[str, Callable[[Mapping[str, Any]], str]] = MappingProxyType(
     {
         "missing": lambda _: "it is missing",
         "extra_forbidden": lambda _: "there is no such section or field",
         "json_invalid": lambda context: f"it is no JSON: {context.get('error', '')}",
         "value_error": lambda context: str(context.get("error", "it does not fit")),
-        "string_pattern_mismatch": lambda context: (
-            "use 1 to 63 lower-case letters, digits and hyphens, with no hyphen at either end"
-            if context.get("pattern") == IDENTIFIER_PATTERN
-            else f"it does not have the form {context.get('pattern')}"
+        "string_pattern_mismatch": lambda context: _FORMS.get(
+            str(context.get("pattern")), f"it does not have the form {context.get('pattern')}"
         ),
     }
 )

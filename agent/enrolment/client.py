@@ -310,7 +310,7 @@ def find_node(snapshot: TrustSnapshot, token: Token, box: Box) -> NodeFile | Non
         raise OperatorError(
             "enrolment.revoked_key",
             f"{token.site} has revoked this box's key.",
-            next_step="Ask the hospital's operator why. A box with new hardware makes a new key and enrols with that.",
+            next_step="Ask the hospital's operator why. It comes back only with a new key (docs/technician.md).",
         )
     node = snapshot.node(key_id, site=token.site)
     if node is None or found != [node] or not _is_ours(node, box):

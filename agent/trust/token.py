@@ -198,7 +198,7 @@ def check_expiry(token: Token, now_s: int) -> None:
     raise OperatorError(
         "token.expired",
         f"The enrolment token for {token.site} expired on {since:%Y-%m-%d at %H:%M} UTC.",
-        next_step="Ask the consortium for a new token; if that date has not come yet, set this box's clock.",
+        next_step="Ask the hospital's operator for a new token; if that date has not come yet, set this box's clock.",
         expires_s=token.expires_s,
         now_s=now_s,
     )
@@ -313,7 +313,7 @@ def _not_genuine(token: Token) -> PeerProtocolError:
     return PeerProtocolError(
         "token.not_genuine",
         f"The enrolment token was not issued by {token.site} or its consortium, or was altered since.",
-        next_step="Do not use it. Tell whoever gave it to you, and ask the consortium for a new one.",
+        next_step="Do not use it. Tell whoever gave it to you, and ask the hospital's operator for a new one.",
     )
 
 
@@ -337,5 +337,5 @@ def _damaged() -> OperatorError:
     return OperatorError(
         "token.damaged",
         "The enrolment token was damaged or not read completely.",
-        next_step="Read it once more. If that fails too, ask the consortium for a new one.",
+        next_step="Read it once more. If that fails too, ask the hospital's operator for a new one.",
     )

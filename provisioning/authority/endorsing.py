@@ -376,7 +376,7 @@ class EndorsingTool:
             raise PeerProtocolError(
                 "endorse.revoked_key",
                 f"{self._site} revoked this box's key, and it cannot come back.",
-                next_step="Make a new key on the box (`seh-agent re-enrol`), and enrol it with a new token.",
+                next_step="Name another place for its key in its agent.toml (`?key=` of a TPM), then enrol it anew.",
             )
         kept = self._kept.find(each.token)
         if kept is not None:

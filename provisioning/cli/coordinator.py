@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -16,6 +16,9 @@ from provisioning.cli.files import read_file
 app = typer.Typer(name="coordinator", help="The coordinator of a study.", no_args_is_help=True)
 
 DirectoryArgument = Annotated[Path, typer.Argument(help="The coordinator's directory.")]
+
+_TOLD: Final = ("site", "sites", "refusal", "why", "sentence", "next_step")
+"""What of the last event a person is told."""
 
 
 @app.callback()
@@ -93,7 +96,15 @@ def progress(directory: DirectoryArgument) -> None:
     if not events:
         typer.echo("Nothing has happened here yet; `seh-provision coordinator run` starts it.")
         return
-    typer.echo(f"last event: {events[-1]['event']}")
+    last = events[-1]
+    typer.echo(f"last event: {last['event']}")
+    for name in _TOLD:
+        if name in last:
+            typer.echo(f"  {name.replace('_', ' ')}: {_plain(last[name])}")
+
+
+def _plain(value: object) -> str:
+    return ", ".join(str(part) for part in value) if isinstance(value, list) else str(value)
 
 
 def _sites(event: dict[str, object]) -> list[object]:

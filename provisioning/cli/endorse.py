@@ -13,6 +13,7 @@ import typer
 from agent.core.clock import SystemClock
 from agent.core.errors import NetworkError, OperatorError
 from agent.core.ids import SiteID, check_identifier
+from agent.core.logging import configure_logging
 from agent.trust.repository import TrustRepository
 from provisioning.authority.endorsing import Decide, EndorsingTool, Verdict, Waiting, decide_later
 from provisioning.authority.signers import Secrets, open_signer
@@ -43,6 +44,9 @@ def endorse(
     decide = (lambda _: decide_later) if watch else _ask
     with opened_tool(site_id, signer, place, clock, random_bytes=secrets.token_bytes, decide=decide) as tool:
         tool.prepare()
+        if watch:
+            configure_logging()
+            log.info("endorsing_ready", site=site_id)
         _keep_looking(tool, watch=watch)
 
 

@@ -44,7 +44,7 @@ def publish(
         _check_sites(parsed, LocalSource(authority.publisher.files).sites)
         files = {f"{STUDIES}/{parsed.id}/study.json": data, f"{STUDIES}/{parsed.id}/model.onnx": model_data}
         pending = authority.ceremony.change(STUDIES, list_files(files), targets=files)
-        tell_outcome(authority, pending, f"{parsed.id} is published; each hospital's steward is asked next.")
+        tell_outcome(authority, pending, f"{parsed.id} is published; its hospitals' boxes fetch it within a minute.")
 
 
 @app.command()

@@ -145,6 +145,8 @@ def issue_tokens(
     media.write(issued, consortium, label or ())
     until = datetime.fromtimestamp(expires_s, UTC)
     typer.echo(f"{len(issued)} token(s) for {site_id}, each good for one box until {until:%Y-%m-%d %H:%M} UTC.")
+    words = consortium_words(consortium.root_digest)
+    typer.echo(f"Whoever enrols a box compares these words with its screen: {words}")
 
 
 def _sheet(issued: Sequence[IssuedToken], consortium: TrustSnapshot, labels: Sequence[str]) -> bytes:

@@ -231,13 +231,13 @@ def check_token(entry: TokenEntry | None, opening: Opening, now_s: int, *, is_op
         raise OperatorError(
             "enrol.unknown_token",
             "The registrar does not know this enrolment token.",
-            next_step="Ask the consortium for a new token for this hospital.",
+            next_step="Ask the hospital's operator for a new token.",
         )
     if not is_open and now_s >= entry.expires_s:
         raise OperatorError(
             "enrol.token_expired",
             "The enrolment token has expired.",
-            next_step="Ask the consortium for a new token for this hospital.",
+            next_step="Ask the hospital's operator for a new token.",
         )
     if entry.ek_digest is not None and hashlib.sha256(opening.subject.ek_name).hexdigest() != entry.ek_digest:
         raise OperatorError(
@@ -274,7 +274,7 @@ def check_same_box(enrolment: Enrolment, opening: Opening) -> None:
         raise OperatorError(
             "enrol.token_used",
             "The enrolment token was used by another box, or by this one with another key.",
-            next_step="Ask the consortium for a new token; if no other box was to have this one, tell it so.",
+            next_step="Ask the hospital's operator for a new token; say if no other box was to have this one.",
         )
 
 

@@ -57,7 +57,7 @@ def check_issuer(snapshot: TrustSnapshot, site: SiteID, issuer: Issuer) -> None:
         raise OperatorError(
             "token.unknown_site",
             f"No box can be enrolled at {site}: {why}",
-            next_step="Ask the consortium to add the hospital, and let the hospital sign its record first.",
+            next_step="Ask the consortium to add the hospital; then `seh-provision site endorse` signs its record.",
         )
     if key_id(issuer.public_key) not in {key_id(key) for key in record.keys}:
         raise OperatorError(

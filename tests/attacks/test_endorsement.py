@@ -186,6 +186,7 @@ def test_a_revoked_key_comes_back_with_a_new_token(scene: EndorsingScene) -> Non
     scene.registrar.answer(again, scene.asker_key)
     scene.tool.look()
     assert "cannot come back" in refusal_of(scene)
+    assert "agent.toml" in scene.registrar.refusals["one"]["next_step"]
 
 
 def test_boxes_that_come_together_are_endorsed_with_one_signature(scene: EndorsingScene) -> None:

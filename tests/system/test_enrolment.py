@@ -89,6 +89,7 @@ def test_a_tpm_box_is_enrolled_by_its_stick_alone(tmp_path: Path, operator: Oper
     ):
         record = insert_and_wait(box, operator.issue(SITE))
         assert "tpm, test" in evidence_of(operator, record)
+        assert "box_endorsed" in operator.log.read_text(), "the hospital's tool says whom it let in"
         files = (str(tmp_path / "study.json"), str(tmp_path / "model.onnx"))
         operator.types("study", "publish", *files, "-d", operator.place)
         folder = box.directory / "state" / "studies" / STUDY_ID

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from agent.core.clock import SystemClock
 from agent.core.errors import NetworkError, OperatorError, PeerProtocolError, SecureHealthError
 from agent.enrolment.medium import token_from_image, token_from_stick
+from agent.trust.fingerprint import consortium_words
 from agent.trust.records import CONSORTIUM_TARGET, ServerRecord
 from agent.trust.token import Token, ek_digest, parse_token, site_secret, verify_token
 from provisioning.cli.main import app
@@ -94,6 +95,7 @@ def test_a_token_in_a_file_that_the_registrar_and_the_site_know(desk: Desk) -> N
     assert (desk.place / "token").stat().st_mode & 0o777 == 0o600
     assert "1 token(s) for hospital-a" in said
     assert "SEH1:" not in said
+    assert consortium_words(token.root_digest.hex()) in said
 
 
 def test_a_token_for_one_box_on_a_stick(desk: Desk) -> None:
@@ -140,6 +142,12 @@ def test_another_consortium_s_registrar_is_not_believed(desk: Desk) -> None:
     with pytest.raises(PeerProtocolError):
         desk.call("--file", desk.place / "token")
     assert desk.registrar.bodies == []
+
+
+def test_a_hospital_that_signed_nothing_yet_is_told_which_command_signs(desk: Desk) -> None:
+    with pytest.raises(OperatorError) as caught:
+        desk.call("--qr-terminal", "--site", "hospital-b")
+    assert "seh-provision site endorse" in caught.value.next_step
 
 
 @pytest.mark.parametrize(

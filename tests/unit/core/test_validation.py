@@ -7,6 +7,7 @@ from typing import Annotated
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from agent.core.config import Address
 from agent.core.ids import IdentifierText
 from agent.core.validation import explain_invalid
 
@@ -17,6 +18,7 @@ class Sample(BaseModel):
     site: IdentifierText
     rows: int = 1
     code: Annotated[str, Field(pattern="^[0-9]$")] = "1"
+    server: Address = "[::1]:443"
 
     @field_validator("rows")
     @classmethod
@@ -34,6 +36,7 @@ class Sample(BaseModel):
         ('{"site": "a", "rooster": 1}', "rooster: there is no such section or field"),
         ('{"site": "a", "rows": 0}', "rows: at least one row is needed"),
         ('{"site": "a", "code": "x"}', "code: it does not have the form"),
+        ('{"site": "a", "server": "example.org"}', "server: write host:port"),
         ("{site}", "sample: it is no JSON"),
         ('{"rows": "many", "code": "x"}', "site: it is missing (and 2 more)"),
     ],
