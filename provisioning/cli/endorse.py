@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Final
 
 import structlog
 import typer
 
-from agent.core.clock import SystemClock
+from agent.core.clock import Clock, SystemClock
 from agent.core.errors import NetworkError, OperatorError
 from agent.core.ids import SiteID, check_identifier
 from agent.core.logging import configure_logging
@@ -23,6 +24,8 @@ from provisioning.cli.files import read_file
 BUSY_PAUSE_S: Final = 0.2
 IDLE_PAUSE_S: Final = 1.0
 LOST_PAUSE_S: Final = 5.0
+PREPARED_FOR_S: Final = 3600.0
+"""How often a tool that goes on looks whether its hospital has to sign anew."""
 
 log = structlog.get_logger()
 
@@ -43,28 +46,42 @@ def endorse(
     place = SitePlace(state, registrar, read_file(root))
     decide = (lambda _: decide_later) if watch else _ask
     with opened_tool(site_id, signer, place, clock, random_bytes=secrets.token_bytes, decide=decide) as tool:
-        tool.prepare()
         if watch:
             configure_logging()
-            log.info("endorsing_ready", site=site_id)
-        _keep_looking(tool, watch=watch)
+        tool.prepare()
+        log.info("endorsing_ready", site=site_id)
+        keep_looking(tool, clock, watch=watch, pause=time.sleep)
 
 
-def _keep_looking(tool: EndorsingTool, *, watch: bool) -> None:
-    """Until stopped, or without `watch` until nobody waits."""
+def keep_looking(tool: EndorsingTool, clock: Clock, *, watch: bool, pause: Callable[[float], object]) -> None:
+    """Look until stopped, or without `watch` until nobody waits; the hospital's record is renewed meanwhile.
+
+    Args:
+        tool: Prepared.
+        clock: Counts from when it was.
+        watch: Whether to go on, also while the registrar is away.
+        pause: Waits so many seconds.
+
+    Raises:
+        SecureHealthError: The registrar refuses the hospital; without `watch`, also where it does not answer.
+    """
+    prepared_s = clock.monotonic_s()
     while True:
         try:
+            if clock.monotonic_s() - prepared_s >= PREPARED_FOR_S:
+                tool.prepare()
+                prepared_s = clock.monotonic_s()
             waiting = tool.look()
         except NetworkError as error:
             if not watch:
                 raise
             log.warning("registrar_lost", error=error)
-            time.sleep(LOST_PAUSE_S)
+            pause(LOST_PAUSE_S)
             continue
         if not waiting and not watch:
             typer.echo("No box waits for this hospital.")
             return
-        time.sleep(BUSY_PAUSE_S if waiting else IDLE_PAUSE_S)
+        pause(BUSY_PAUSE_S if waiting else IDLE_PAUSE_S)
 
 
 def _ask(copy: TrustRepository) -> Decide:

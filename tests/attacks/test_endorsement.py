@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from provisioning.authority.endorsing import Verdict, Waiting
+from provisioning.cli.endorse import keep_looking
 from tests.simulators.endorsement import EndorsingScene, PlayedBox
+
+SITE_ROLE = "site-hospital-a.json"
 
 
 @pytest.fixture
@@ -196,10 +199,10 @@ def test_boxes_that_come_together_are_endorsed_with_one_signature(scene: Endorsi
     scene.tool.look()
     for name, box in boxes.items():
         scene.registrar.answer(box, scene.asker_key, name=name)
-    before = scene.repository.snapshot.meta["site-hospital-a.json"].version
+    before = scene.repository.snapshot.meta[SITE_ROLE].version
     scene.tool.look()
     assert sorted(scene.nodes()) == sorted(box.key.key_id for box in boxes.values())
-    assert scene.repository.snapshot.meta["site-hospital-a.json"].version == before + 1
+    assert scene.repository.snapshot.meta[SITE_ROLE].version == before + 1
 
 
 def test_the_hospital_signs_anew_before_its_records_run_out(scene: EndorsingScene) -> None:
@@ -212,7 +215,25 @@ def test_the_hospital_signs_anew_before_its_records_run_out(scene: EndorsingScen
     for name in ("sites", "studies"):
         scene.repository.sign_role(name, getattr(scene.repository, name))
     scene.repository.publish()
-    before = scene.registrar.repository.snapshot.meta["site-hospital-a.json"].version
+    before = scene.registrar.repository.snapshot.meta[SITE_ROLE].version
     scene.tool.prepare()
-    assert scene.registrar.repository.snapshot.meta["site-hospital-a.json"].version == before + 1
+    assert scene.registrar.repository.snapshot.meta[SITE_ROLE].version == before + 1
     assert scene.nodes() == [box.key.key_id]
+
+
+def test_a_tool_that_runs_for_months_signs_anew_by_itself(scene: EndorsingScene) -> None:
+    pauses: list[float] = []
+
+    def pass_time(pause_s: float) -> None:
+        pauses.append(pause_s)
+        if len(pauses) > 1:
+            raise KeyboardInterrupt
+        scene.clock.move(45 * 86_400)
+        for name in ("sites", "studies"):
+            scene.repository.sign_role(name, getattr(scene.repository, name))
+        scene.repository.publish()
+
+    before = scene.registrar.repository.snapshot.meta[SITE_ROLE].version
+    with pytest.raises(KeyboardInterrupt):
+        keep_looking(scene.tool, scene.clock, watch=True, pause=pass_time)
+    assert scene.registrar.repository.snapshot.meta[SITE_ROLE].version == before + 1
