@@ -17,6 +17,7 @@ from agent.attestation.credential import Credential, activation_answer
 from agent.attestation.enrolling import ENDORSEMENT_LABEL, ENROLMENT_LABEL, token_proof
 from agent.attestation.evidence import Evidence, encode_evidence
 from agent.attestation.possession import POSSESSION_TYPE
+from agent.core.base64url import encode_bytes
 from agent.core.errors import HardwareError, OperatorError, PeerProtocolError
 from agent.enrolment.line import (
     Patience,
@@ -27,13 +28,7 @@ from agent.enrolment.line import (
     parse_answer,
     plain_text,
 )
-from agent.enrolment.messages import (
-    EvidenceAnswer,
-    Opened,
-    Situation,
-    State,
-    encode_bytes,
-)
+from agent.enrolment.messages import EvidenceAnswer, Opened, Situation, State
 from agent.enrolment.progress import Progress, Step, Tell
 from agent.identity.key import HardwareKey
 from agent.statements.envelope import pre_authentication_encoding

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from enum import StrEnum
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from agent.attestation.credential import Credential
+from agent.core.base64url import decode_bytes
 from agent.trust.records import Hex32
 
 
@@ -26,25 +25,6 @@ class State(StrEnum):
     ENDORSED = "endorsed"
     ENROLLED = "enrolled"
     REFUSED = "refused"
-
-
-def encode_bytes(data: bytes) -> str:
-    """Base64url (RFC 4648 5) without padding."""
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
-
-
-def decode_bytes(value: object) -> bytes:
-    """The inverse of `encode_bytes`.
-
-    Raises:
-        ValueError: It is something else.
-    """
-    if not isinstance(value, str) or not value.isascii():
-        raise ValueError("no base64url")
-    try:
-        return base64.b64decode(value + "=" * (-len(value) % 4), altchars=b"-_", validate=True)
-    except binascii.Error as error:
-        raise ValueError("no base64url") from error
 
 
 Nonce = Annotated[bytes, BeforeValidator(decode_bytes), Field(min_length=32, max_length=32)]

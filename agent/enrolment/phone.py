@@ -15,11 +15,12 @@ from typing import Annotated, Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from agent.attestation.pairing import NONCE_BYTES, commitment, pairing_code
+from agent.core.base64url import encode_bytes
 from agent.core.clock import Clock
 from agent.core.errors import OperatorError, PeerProtocolError
 from agent.enrolment.conversation import Box
 from agent.enrolment.line import RegistrarLine, Request, Wait, encode_fields, fetch_authority, parse_answer, trust_in
-from agent.enrolment.messages import Nonce, encode_bytes
+from agent.enrolment.messages import Nonce
 from agent.statements.roots import public_key_bytes
 from agent.trust.token import MAX_TOKEN_CHARACTERS
 

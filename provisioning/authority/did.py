@@ -9,7 +9,6 @@ Source: W3C DID Core 1.0; did:web method; W3C VC Data Model 2.0; Securing VCs us
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from urllib.parse import quote
 from cryptography.hazmat.primitives.asymmetric import ec
 from securesystemslib.signer import Signer
 
+from agent.core.base64url import encode_bytes
 from agent.statements.roots import key_id
 from agent.trust.records import NodeFile, SitePaths, parse_public_pem
 from provisioning.authority.signers import elliptic_key, sign_raw
@@ -116,8 +116,8 @@ def membership(names: DIDNames, node: NodeFile, consortium: str, signer: Signer,
             "evidence": node.evidence,
         },
     }
-    signed = f"{_encode(_json(header))}.{_encode(_json(credential))}"
-    return f"{signed}.{_encode(sign_raw(signer, signed.encode('ascii')))}".encode("ascii")
+    signed = f"{encode_bytes(_json(header))}.{encode_bytes(_json(credential))}"
+    return f"{signed}.{encode_bytes(sign_raw(signer, signed.encode('ascii')))}".encode("ascii")
 
 
 def _document(
@@ -147,17 +147,13 @@ def public_jwk(key: ec.EllipticCurvePublicKey) -> Mapping[str, str]:
     return {
         "kty": "EC",
         "crv": _JOSE_FOR_CURVE[key.curve.name][0],
-        "x": _encode(numbers.x.to_bytes(size, "big")),
-        "y": _encode(numbers.y.to_bytes(size, "big")),
+        "x": encode_bytes(numbers.x.to_bytes(size, "big")),
+        "y": encode_bytes(numbers.y.to_bytes(size, "big")),
     }
 
 
 def _json(value: Mapping[str, Any], *, indent: int | None = None) -> bytes:
     return json.dumps(value, indent=indent, separators=None if indent else (",", ":")).encode()
-
-
-def _encode(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
 
 
 def _time(moment: datetime) -> str:

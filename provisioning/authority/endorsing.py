@@ -12,8 +12,6 @@ proves a token that this hospital's own key issued, once; for every other one a 
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import hmac
 import json
@@ -28,6 +26,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from agent.attestation.appraise import challenge
 from agent.attestation.binding import Exchange
 from agent.attestation.enrolling import ENDORSEMENT_LABEL, token_proof
+from agent.core.base64url import decode_bytes, encode_bytes
 from agent.core.clock import Clock
 from agent.core.errors import NetworkError, OperatorError, PeerProtocolError, SecureHealthError
 from agent.core.ids import SiteID
@@ -52,20 +51,7 @@ SECRET_BYTES: Final = 32
 _log = structlog.get_logger(__name__)
 
 
-def _decoded(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    try:
-        return base64.b64decode(value + "=" * (-len(value) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ValueError("no base64url") from error
-
-
-def _encoded(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
-
-
-_Bytes = Annotated[bytes, BeforeValidator(_decoded), Field(max_length=4 << 20)]
+_Bytes = Annotated[bytes, BeforeValidator(decode_bytes), Field(max_length=4 << 20)]
 
 
 class WaitingState(StrEnum):
@@ -328,7 +314,7 @@ class EndorsingTool:
 
     def _ask(self, each: Waiting) -> None:
         talk = _Talk(self._random_bytes(NONCE_BYTES), each.claim)
-        self._post(each, "exchange", {"asker_key": self._asker_key, "nonce": _encoded(talk.nonce)})
+        self._post(each, "exchange", {"asker_key": self._asker_key, "nonce": encode_bytes(talk.nonce)})
         self._talks[each.enrolment] = talk
 
     def _take_evidence(self, each: Waiting, talk: _Talk) -> None:
@@ -349,7 +335,7 @@ class EndorsingTool:
             return
         talk.unconfirmed, talk.secret = found, self._random_bytes(SECRET_BYTES)
         credential = challenge(found.candidate, talk.secret, random_bytes=self._random_bytes)
-        sent = {"blob": _encoded(credential.blob), "encrypted_seed": _encoded(credential.encrypted_seed)}
+        sent = {"blob": encode_bytes(credential.blob), "encrypted_seed": encode_bytes(credential.encrypted_seed)}
         self._post(each, "credential", sent)
 
     def _check_proof(self, each: Waiting, exchange: Exchange) -> None:
@@ -411,8 +397,8 @@ class EndorsingTool:
 
     def _publish(self, staged: StagedSite) -> None:
         fields = {
-            "metadata": _encoded(staged.metadata),
-            "targets": {path: _encoded(data) for path, data in staged.targets.items()},
+            "metadata": encode_bytes(staged.metadata),
+            "targets": {path: encode_bytes(data) for path, data in staged.targets.items()},
         }
         self._line.call("POST", "/metadata", json.dumps(fields).encode())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import secrets
 import ssl
@@ -14,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from agent.core.base64url import encode_bytes
 from agent.core.clock import SystemClock
 from agent.core.errors import OperatorError
 from agent.core.ids import SiteID, check_identifier
@@ -74,8 +74,8 @@ class OpenDesk:
 
     def _send(self, staged: StagedSite) -> None:
         fields = {
-            "metadata": _encoded(staged.metadata),
-            "targets": {path: _encoded(data) for path, data in staged.targets.items()},
+            "metadata": encode_bytes(staged.metadata),
+            "targets": {path: encode_bytes(data) for path, data in staged.targets.items()},
         }
         self.line.call("POST", "/metadata", json.dumps(fields).encode())
 
@@ -113,7 +113,3 @@ def opened_desk(
             random_bytes=secrets.token_bytes,
         ) as line:
             yield OpenDesk(SiteDesk(site_id, FetchedSource(copy), [signer], clock), line, copy.refresh)
-
-
-def _encoded(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")

@@ -12,12 +12,12 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from agent.core.base64url import decode_bytes
 from agent.core.errors import OperatorError, PeerProtocolError
 from agent.core.ids import SiteID
 from agent.statements.envelope import parse_proof
 from agent.statements.kinds import SiteRequest
 from agent.statements.roots import key_id, verify_with
-from provisioning.registrar.messages import decode_bytes
 
 REQUEST_LIFETIME_S: Final = 300
 MAX_HEADER_CHARACTERS: Final = 16_384

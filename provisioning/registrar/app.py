@@ -25,6 +25,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from agent.attestation.credential import Credential
+from agent.core.base64url import encode_bytes
 from agent.core.clock import Clock
 from agent.core.errors import OperatorError, SecureHealthError
 from agent.core.ids import SiteID
@@ -42,7 +43,6 @@ from provisioning.registrar.messages import (
     OpeningMessage,
     RefusalMessage,
     SiteEvidenceMessage,
-    encode_bytes,
     parse_message,
 )
 from provisioning.registrar.pairing import PairingDesk

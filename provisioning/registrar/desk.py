@@ -11,6 +11,7 @@ import structlog
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent.attestation.credential import Credential
+from agent.core.base64url import encode_bytes
 from agent.core.clock import Clock
 from agent.core.errors import NetworkError, OperatorError
 from agent.core.ids import SiteID
@@ -21,7 +22,6 @@ from provisioning.registrar import challenge
 from provisioning.registrar.access import REQUEST_LIFETIME_S, Asked, not_authorised, verify_site_request
 from provisioning.registrar.challenge import Enrolment, Occasion, Opening, Refusal, State
 from provisioning.registrar.limits import PUBLICATION_RATE, SITE_RATE, TOKEN_RATE, RateLimiter
-from provisioning.registrar.messages import encode_bytes
 from provisioning.registrar.publish import PublishedReader, PublishingDesk
 from provisioning.registrar.store import StaleError, Store
 from provisioning.tokens.token import TokenEntry

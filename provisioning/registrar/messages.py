@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import re
 from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from agent.attestation.credential import Credential
 from agent.attestation.evidence import MAX_EVIDENCE_BYTES
+from agent.core.base64url import decode_bytes
 from agent.core.errors import PeerProtocolError
 from agent.core.validation import explain_invalid
 from agent.statements.kinds import Hex32
@@ -21,26 +19,6 @@ from provisioning.registrar.challenge import Opening, Refusal
 MAX_SITE_METADATA_BYTES: Final = 1 << 20
 MAX_TARGET_BYTES: Final = 1 << 18
 MAX_TARGETS: Final = 256
-_ALPHABET: Final = re.compile(r"[A-Za-z0-9_-]*")
-
-
-def encode_bytes(data: bytes) -> str:
-    """Base64url (RFC 4648 5) without padding."""
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
-
-
-def decode_bytes(value: object) -> bytes:
-    """The inverse of `encode_bytes`.
-
-    Raises:
-        ValueError: It is something else.
-    """
-    if not isinstance(value, str) or not _ALPHABET.fullmatch(value):
-        raise ValueError("no base64url")
-    try:
-        return base64.b64decode(value + "=" * (-len(value) % 4), altchars=b"-_", validate=True)
-    except binascii.Error as error:
-        raise ValueError("no base64url") from error
 
 
 Digest = Annotated[bytes, BeforeValidator(decode_bytes), Field(min_length=32, max_length=32)]

@@ -17,17 +17,11 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from agent.core.base64url import encode_bytes
 from agent.core.ids import SiteID
 from provisioning.registrar.access import parse_bearer
 from provisioning.registrar.asked import Admission, AskedRequest
-from provisioning.registrar.messages import (
-    BrowserMessage,
-    NonceMessage,
-    PairingMessage,
-    TypedMessage,
-    encode_bytes,
-    parse_message,
-)
+from provisioning.registrar.messages import BrowserMessage, NonceMessage, PairingMessage, TypedMessage, parse_message
 from provisioning.registrar.pairing import PairingDesk, PairingState
 
 _PAGES: Final = Path(__file__).with_name("pages")

@@ -12,10 +12,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent.attestation.makers import build_store
+from agent.core.base64url import encode_bytes
 from agent.core.errors import OperatorError, PeerProtocolError, SecureHealthError
 from agent.core.ids import SiteID
 from agent.enrolment.line import EnrolmentStoppedError
-from agent.enrolment.messages import State, encode_bytes
+from agent.enrolment.messages import State
 from agent.identity.key import init_key
 from agent.statements.roots import EvidenceClass, KeyKind, key_id, public_key_bytes
 from agent.trust.token import ek_digest, parse_token

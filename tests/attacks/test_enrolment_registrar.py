@@ -16,6 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent.attestation.enrolling import ENDORSEMENT_LABEL
+from agent.core.base64url import encode_bytes
 from agent.core.errors import OperatorError
 from agent.statements.roots import KeyKind
 from agent.trust.records import public_pem
@@ -23,7 +24,6 @@ from agent.trust.token import ek_digest
 from provisioning.registrar.connection import MAX_FROM_ADDRESS, PATIENCE_S
 from provisioning.registrar.guard import HEADERS, MAX_EVIDENCE_REQUEST_BYTES, MAX_SMALL_BYTES
 from provisioning.registrar.limits import ADDRESS_RATE, MAX_HELD_FROM_ADDRESS_BYTES, TOKEN_RATE
-from provisioning.registrar.messages import encode_bytes
 from provisioning.tokens.token import TokenEntry
 from tests.simulators.authority import new_node, new_signer
 from tests.simulators.registrar_host import PlainBox, RegistrarHost

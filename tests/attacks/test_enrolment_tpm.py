@@ -11,12 +11,12 @@ import httpx
 import pytest
 
 from agent.attestation.credential import Credential
+from agent.core.base64url import decode_bytes, encode_bytes
 from agent.core.errors import PeerProtocolError
 from agent.identity.key import HardwareKey, init_key
 from agent.statements.roots import EvidenceClass
 from agent.trust.token import ek_digest
 from provisioning.authority.endorsing import EndorsingTool
-from provisioning.registrar.messages import decode_bytes, encode_bytes
 from tests.attacks.test_enrolment_registrar import assert_refused
 from tests.simulators.registrar_host import KeyBox, RegistrarHost
 from tests.simulators.swtpm import shared_maker

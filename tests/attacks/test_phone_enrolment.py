@@ -14,9 +14,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from agent.attestation.pairing import commitment, pairing_code
+from agent.core.base64url import decode_bytes, encode_bytes
 from agent.core.errors import OperatorError, PeerProtocolError
 from agent.enrolment.conversation import Box
-from agent.enrolment.messages import decode_bytes, encode_bytes
 from agent.enrolment.phone import LIFETIME_S, Code, PresetRegistrar, token_by_phone
 from agent.identity.key import init_key
 from agent.statements.roots import public_key_bytes

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from agent.core.base64url import encode_bytes
 from agent.core.errors import OperatorError
 from agent.core.ids import SiteID
 from agent.statements.roots import KeyKind
@@ -17,7 +18,6 @@ from provisioning.authority.appraisal import Subject
 from provisioning.registrar import store as store_module
 from provisioning.registrar.challenge import Enrolment, State
 from provisioning.registrar.limits import PAIRING_RATE, PUBLICATION_RATE
-from provisioning.registrar.messages import encode_bytes
 from provisioning.registrar.store import Store
 from provisioning.tokens.token import TokenEntry
 from tests.simulators.clock import SetClock

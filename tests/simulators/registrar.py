@@ -29,9 +29,10 @@ from agent.attestation.enrolling import ENDORSEMENT_LABEL, ENROLMENT_LABEL, toke
 from agent.attestation.evidence import Evidence, parse_evidence
 from agent.attestation.makers import TrustStore
 from agent.attestation.possession import verify_possession
+from agent.core.base64url import decode_bytes, encode_bytes
 from agent.core.errors import PeerProtocolError
 from agent.core.ids import SiteID
-from agent.enrolment.messages import State, decode_bytes, encode_bytes
+from agent.enrolment.messages import State
 from agent.statements.roots import KeyKind, RootKey, key_id, load_public_key
 from agent.trust.peers import node_name
 from agent.trust.records import ConsortiumRecord, EvidenceTerms, NodeFile, ServerRecord, public_pem

@@ -33,6 +33,7 @@ from agent.attestation.credential import Credential, activation_answer
 from agent.attestation.enrolling import ENDORSEMENT_LABEL, ENROLMENT_LABEL, token_proof
 from agent.attestation.evidence import Evidence, encode_evidence
 from agent.attestation.possession import POSSESSION_TYPE
+from agent.core.base64url import decode_bytes, encode_bytes
 from agent.core.clock import SystemClock
 from agent.core.ids import SiteID
 from agent.enrolment.client import Enrolment, Surroundings
@@ -50,7 +51,6 @@ from provisioning.authority.endorsing import Decide, EndorsingTool, decide_later
 from provisioning.authority.signers import elliptic_key, load_file_key, sign_der
 from provisioning.authority.site_line import SiteLine
 from provisioning.authority.site_repository import SitePlace, opened_tool
-from provisioning.registrar.messages import decode_bytes, encode_bytes
 from provisioning.tokens.register import SiteRegister
 from provisioning.tokens.state import SiteTokenFiles
 from provisioning.tokens.token import Destination, IssuedToken, Issuer, TokenEntry, issue, make_tokens
