@@ -34,7 +34,7 @@ class Exchange:
             ek_name: Name of the endorsement key; empty for keys outside a TPM.
             key_name: Name of the node key (a TPM's name for it, or else its key id).
         """
-        fields = (
+        return digest_of_fields(
             b"secur-e-health evidence binding v1",
             self.label.encode(),
             self.asker_key.encode(),
@@ -45,5 +45,14 @@ class Exchange:
             key_name,
             self.nonce,
         )
-        # Lengths before contents, so that no byte can move from one field to the next.
-        return hashlib.sha256(b"".join(struct.pack(">I", len(field)) + field for field in fields)).digest()
+
+
+def digest_of_fields(label: bytes, *fields: bytes) -> bytes:
+    """SHA-256 over several fields: (32,).
+
+    Args:
+        label: What the digest is for, with a version.
+        fields: Its contents, of any length.
+    """
+    # Lengths before contents, so that no byte can move from one field to the next.
+    return hashlib.sha256(b"".join(struct.pack(">I", len(field)) + field for field in (label, *fields))).digest()

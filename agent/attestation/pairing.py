@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import struct
 from typing import Final
+
+from agent.attestation.binding import digest_of_fields
 
 NONCE_BYTES: Final = 32
 CODE_BYTES: Final = 5
@@ -33,8 +34,7 @@ def pairing_code(ek_name: bytes, key_name: bytes, link_key: bytes, *, registrar_
         registrar_nonce: (32,), committed to first.
         box_nonce: (32,).
     """
-    fields = (_CODE_LABEL, ek_name, key_name, link_key, registrar_nonce, box_nonce)
-    digest = hashlib.sha256(b"".join(struct.pack(">I", len(field)) + field for field in fields)).digest()
+    digest = digest_of_fields(_CODE_LABEL, ek_name, key_name, link_key, registrar_nonce, box_nonce)
     return base64.b32encode(digest[:CODE_BYTES]).decode("ascii")
 
 

@@ -5,11 +5,11 @@ Eight words of BIP 39's English list are 88 bits: nobody finds a second consorti
 
 from __future__ import annotations
 
-import hashlib
-import struct
 from typing import Final
 
 from mnemonic import Mnemonic
+
+from agent.attestation.binding import digest_of_fields
 
 WORDS: Final = 8
 _BITS_PER_WORD: Final = 11  # BIP 39: 2048 words
@@ -40,9 +40,8 @@ def same_words(one: str, other: str) -> bool:
     return _plain(one) == _plain(other)
 
 
-def _words(*fields: bytes) -> str:
-    digest = hashlib.sha256(b"".join(struct.pack(">I", len(field)) + field for field in fields)).digest()
-    number = int.from_bytes(digest, "big") >> (256 - WORDS * _BITS_PER_WORD)
+def _words(label: bytes, *fields: bytes) -> str:
+    number = int.from_bytes(digest_of_fields(label, *fields), "big") >> (256 - WORDS * _BITS_PER_WORD)
     words = Mnemonic("english").wordlist
     picks = [number >> (_BITS_PER_WORD * place) & (len(words) - 1) for place in reversed(range(WORDS))]
     return " ".join(words[pick] for pick in picks)
