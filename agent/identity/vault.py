@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from agent.core.errors import OperatorError
+from agent.core.files import sync_directory
 
 MASTER_BYTES: Final = 32
 
@@ -72,11 +73,7 @@ def store_new(path: Path, data: bytes) -> None:
     with contextlib.suppress(FileExistsError):  # another command of ours was faster
         os.link(partial, path)
     partial.unlink()
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_directory(path.parent)
 
 
 def bad_vault(path: Path, how: str) -> OperatorError:
