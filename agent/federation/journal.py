@@ -23,6 +23,7 @@ from typing import Any, Final
 import numpy as np
 
 from agent.core.errors import HardwareError, OperatorError
+from agent.core.files import store_atomically, sync_directory
 from agent.federation.studies import broken_rule
 from agent.secagg.journal import AcceptedModel, AttemptRecord
 
@@ -83,7 +84,7 @@ class FileJournal:
         finally:
             os.close(descriptor)
         if not self._attempts:
-            _sync_directory(self._directory)
+            sync_directory(self._directory)
         self._remember(record, code, len(line))
 
     def accepted_model(self) -> AcceptedModel | None:
@@ -111,7 +112,7 @@ class FileJournal:
 
     def pause(self, code: str) -> None:
         """Let no further run of this study begin here until somebody has looked."""
-        self._store("paused.json", json.dumps({"code": code}).encode())
+        store_atomically(self._directory / "paused.json", json.dumps({"code": code}).encode(), mode=0o600)
 
     def check_not_paused(self) -> None:
         """Check that no earlier run left the study paused here.
@@ -173,7 +174,8 @@ class FileJournal:
         return AcceptedModel(_ROUND.unpack_from(data)[0], np.frombuffer(data, dtype="<f4", offset=_ROUND.size))
 
     def _store_coded(self, name: str, content: bytes) -> None:
-        self._store(name, self._code(name.encode(), content) + content)
+        data = self._code(name.encode(), content) + content
+        store_atomically(self._directory / name, data, mode=0o600)
 
     def _load_coded(self, name: str) -> bytes | None:
         path = self._directory / name
@@ -184,17 +186,6 @@ class FileJournal:
             raise _damaged(path)
         return data[_CODE_BYTES:]
 
-    def _store(self, name: str, data: bytes) -> None:
-        partial = self._directory / f"{name}.partial"
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            _write_all(descriptor, data)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        partial.replace(self._directory / name)
-        _sync_directory(self._directory)
-
 
 def lift_pause(directory: Path) -> bool:
     """Lift the pause of the study whose journal lies there; returns whether there was one."""
@@ -202,7 +193,7 @@ def lift_pause(directory: Path) -> bool:
     if not path.exists():
         return False
     path.unlink()
-    _sync_directory(directory)
+    sync_directory(directory)
     return True
 
 
@@ -240,15 +231,7 @@ def _make_directory(directory: Path) -> None:
         return
     _make_directory(directory.parent)
     directory.mkdir(exist_ok=True, mode=0o700)
-    _sync_directory(directory.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_directory(directory.parent)
 
 
 def _damaged(path: Path) -> HardwareError:
