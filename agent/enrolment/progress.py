@@ -34,11 +34,6 @@ class Progress:
     next_step: str = ""
     trouble: str = ""
 
-    @property
-    def line(self) -> str:
-        """All of it on one line."""
-        return f"{self.sentence} {self.next_step}".rstrip()
-
 
 Tell = Callable[[Progress], None]
 """Told of every piece of news, from the thread that enrols."""

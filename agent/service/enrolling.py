@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Final, Self
+from typing import Final, Self
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric import ec
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from agent.core.clock import Clock
 from agent.core.config import Address, AgentConfig
@@ -29,6 +29,7 @@ from agent.identity.key import HardwareKey
 from agent.identity.link import link_key
 from agent.identity.vault import Vault
 from agent.service.trust import found_repository
+from agent.trust.records import Hex32
 from agent.trust.token import parse_token
 
 MAX_PRESET_BYTES: Final = 1 << 14
@@ -44,9 +45,9 @@ log = structlog.get_logger()
 class _Preset(BaseModel):
     model_config = ConfigDict(frozen=True)
 
-    root_digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    root_digest: Hex32
     registrar: Address | None = None
-    tls_pin: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    tls_pin: Hex32 | None = None
 
 
 def preset_root(config: AgentConfig) -> str:
