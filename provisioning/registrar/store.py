@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +34,10 @@ from provisioning.registrar.tables import EnrolmentRow, EventRow, PasskeyRow, Si
 from provisioning.tokens.token import TokenEntry
 
 BUSY_LIMIT_MS: Final = 30_000
-POOL_SIZE: Final = 16
+_ENGINE: Final[Mapping[str, Any]] = {
+    "pool_size": 16,
+    "hide_parameters": True,  # errors that are logged must not show what a statement was to write
+}
 MAX_UNUSED_TOKENS: Final = 10_000
 """Of one hospital."""
 MAX_UNFINISHED: Final = 1000
@@ -328,11 +331,11 @@ def connect(url: str) -> Engine:
     """
     address = _parse_url(url)
     if address.get_backend_name() == "postgresql":
-        return create_engine(address.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=POOL_SIZE)
+        return create_engine(address.set(drivername="postgresql+psycopg"), pool_pre_ping=True, **_ENGINE)
     if address.database:
         # Before SQLite makes it: what hospitals' boxes are called is nobody else's affair.
         os.close(os.open(address.database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    engine = create_engine(address, pool_size=POOL_SIZE)
+    engine = create_engine(address, **_ENGINE)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import inspect
+from sqlalchemy.exc import IntegrityError
 
 from agent.attestation.credential import Credential
 from agent.core.errors import HardwareError, OperatorError
@@ -124,6 +125,12 @@ def test_a_token_begins_one_enrolment_however_many_come_at_once(store: Store) ->
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(create, range(8)))) == 1
     assert [event.what for event in store.events()] == ["open", "token_added"]
+
+
+def test_what_a_failed_statement_was_to_write_stands_in_no_log(store: Store) -> None:
+    with pytest.raises(IntegrityError) as caught:  # nobody knows its token
+        store.create(replace(OPEN, secret=b"credential's secret"))
+    assert "credential's secret" not in str(caught.value)
 
 
 def test_of_two_changes_at_once_one_is_stale(store: Store) -> None:
