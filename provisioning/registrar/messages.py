@@ -104,7 +104,6 @@ class MetadataMessage(_Message):
 
     metadata: MetadataBytes
     targets: Annotated[dict[TargetPath, TargetBytes], Field(max_length=MAX_TARGETS)] = {}
-    enrolment: Annotated[str, Field(max_length=64)] = ""
 
 
 class PairingMessage(_Message):
