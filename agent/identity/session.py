@@ -218,19 +218,14 @@ class SessionKeeper:
                 self._renewing.release()
         return self.status()
 
-    def renew(self, root: HardwareKey | None = None) -> ActiveSession:
+    def renew(self) -> ActiveSession:
         """Renew now, asking the person whom the key was opened with.
 
-        Args:
-            root: The same key, opened with somebody at the box; the keeper's own when None.
-
         Raises:
-            SecureHealthError: The key is gone, foreign or refuses, or the person did not come.
+            SecureHealthError: The key is gone or refuses, or the person did not come.
         """
-        root = root or self._root
-        self._check_same(root.key_id)
         draft = self._draft()
-        return self._install(draft, encode_proof(root.prove(draft.certificate)))
+        return self._install(draft, encode_proof(self._root.prove(draft.certificate)))
 
     def offer(self) -> SessionCertificate:
         """Make a session key, keep it for five minutes, and say what is to be signed for it; the latest offer counts.
@@ -303,7 +298,8 @@ class SessionKeeper:
 
     def _install(self, draft: _Offer, envelope: bytes) -> ActiveSession:
         proof, wanted = parse_proof(envelope), draft.certificate
-        self._check_same(proof.key_id)
+        if proof.key_id != self._root.key_id:
+            raise another_key()
         if (proof.payload_type, proof.payload) != (wanted.payload_type(), wanted.payload()):
             raise _another_offer()
         verify_proof(proof, self._root.root())
@@ -311,10 +307,6 @@ class SessionKeeper:
         self._session, self._failure = session, None
         log.info("session_renewed", expires_s=session.expires_s, key_kind=self._root.kind.value)
         return session
-
-    def _check_same(self, signer: str) -> None:
-        if signer != self._root.key_id:
-            raise another_key()
 
     def _is_due(self) -> bool:
         session = self._session

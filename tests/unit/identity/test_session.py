@@ -148,13 +148,6 @@ def test_person_is_asked_for_and_never_bothered_unasked(clock: HandClock) -> Non
     assert not key.looks, "a device that is polled cannot be used by whoever stands there with it"
 
 
-def test_renewal_by_a_person_with_another_key_is_refused(keeper: SessionKeeper) -> None:
-    with pytest.raises(OperatorError, match="another key"):
-        keeper.renew(FakeKey())
-    with pytest.raises(HardwareError):
-        keeper.current()
-
-
 def test_what_is_offered_is_signed_elsewhere_and_taken_back(clock: HandClock) -> None:
     key = FakeKey(kind=KeyKind.PIV, unattended=False)
     keeper = keeper_for(key, clock)
@@ -224,6 +217,8 @@ def test_what_is_handed_back_is_trusted_for_nothing(keeper: SessionKeeper, key: 
         for envelope in forged:
             with pytest.raises(failure):
                 keeper.accept(envelope)
+    with pytest.raises(OperatorError, match="another key"):
+        keeper.accept(encode_proof(stranger.prove(offer)))
     with pytest.raises(HardwareError):
         keeper.current()
     assert keeper.accept(encode_proof(proof)) is keeper.current()
