@@ -21,7 +21,7 @@ from agent.core.errors import HardwareError, OperatorError, SecureHealthError
 from agent.core.files import store_atomically
 from agent.trust.delegations import MAX_ROOT_BYTES
 from agent.trust.pins import MAX_PINS_BYTES, Pins, parse_pins
-from agent.trust.tuf_faults import translate, translated
+from agent.trust.tuf_faults import translated
 
 MAX_STATE_BYTES: Final = 256 << 20
 _FORMAT: Final = "secur-e-health/trusted/1"
@@ -103,12 +103,13 @@ class TrustStore:
         self._lock = _lock(directory)
         try:
             self.root = _read(directory / "1.root.json", MAX_ROOT_BYTES)
-            self.cache.mkdir(mode=0o700, exist_ok=True)
-            for leftover in self.cache.glob("tmp*"):
-                leftover.unlink()
-        except (OSError, SecureHealthError) as error:
+            with translated():
+                self.cache.mkdir(mode=0o700, exist_ok=True)
+                for leftover in self.cache.glob("tmp*"):
+                    leftover.unlink()
+        except SecureHealthError:
             self.close()
-            raise (translate(error) if isinstance(error, OSError) else error) from error
+            raise
 
     @property
     def cache(self) -> Path:
@@ -136,8 +137,7 @@ class TrustStore:
             OperatorError: It is damaged.
             HardwareError: It cannot be read.
         """
-        path = self._directory / "pins.json"
-        return parse_pins(_read(path, MAX_PINS_BYTES)) if path.exists() else Pins()
+        return load_pins(self._directory)
 
     def keep(self, state: StoredState) -> None:
         """Store a state that verified, with its pins.
@@ -156,6 +156,17 @@ class TrustStore:
             HardwareError: The disk does not take it (`trust.not_stored`); what was stored before is unharmed.
         """
         _store(self._directory / "pins.json", pins.encode())
+
+
+def load_pins(directory: Path) -> Pins:
+    """What never runs backwards; empty where nothing was seen yet. Whoever holds the directory may go on meanwhile.
+
+    Raises:
+        OperatorError: It is damaged.
+        HardwareError: It cannot be read.
+    """
+    path = directory / "pins.json"
+    return parse_pins(_read(path, MAX_PINS_BYTES)) if path.exists() else Pins()
 
 
 def pin_root(directory: Path, root: bytes) -> None:

@@ -35,12 +35,7 @@ def translated() -> Iterator[None]:
     try:
         yield
     except (DownloadError, OSError, *_MALFORMED) as error:
-        raise translate(error) from error
-
-
-def translate(error: Exception) -> SecureHealthError:
-    """The same failure in our own terms."""
-    return next(say(error) for kind, say in _TABLE if isinstance(error, kind))
+        raise next(say(error) for kind, say in _TABLE if isinstance(error, kind)) from error
 
 
 def _rolled_back(error: Exception) -> SecureHealthError:
