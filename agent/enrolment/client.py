@@ -27,7 +27,7 @@ from agent.core.errors import OperatorError, PeerProtocolError
 from agent.enrolment.conversation import Box, Conversation, Occasion
 from agent.enrolment.line import Patience, RegistrarLine, check_authority, fetch_authority, trust_in
 from agent.enrolment.progress import Progress, Step, Tell
-from agent.enrolment.record import EnrolmentFolder, EnrolmentRecord, PendingEnrolment, check_may_enrol
+from agent.enrolment.record import EnrolmentFolder, EnrolmentRecord, PendingEnrolment, check_may_enrol, revoked_key
 from agent.statements.roots import public_key_bytes
 from agent.trust.fingerprint import consortium_words
 from agent.trust.peers import node_name
@@ -114,6 +114,7 @@ class Enrolment:
             record = self._folder.load_record()
             if not check_may_enrol(record, token, self._box.key.key_id, replaces=replaces) and record is not None:
                 self._folder.forget_pending()
+                self._folder.check_not_revoked(record)
                 self._tell(Step.ENROLLED, f"This box is enrolled already: {record.site} in {record.name}.")
                 return record
             pending = self._folder.load_pending()
@@ -307,11 +308,7 @@ def find_node(snapshot: TrustSnapshot, token: Token, box: Box) -> NodeFile | Non
     if record is None or not found:
         return None
     if key_id in record.revoked:
-        raise OperatorError(
-            "enrolment.revoked_key",
-            f"{token.site} has revoked this box's key.",
-            next_step="Ask the hospital's operator why. It comes back only with a new key (docs/technician.md).",
-        )
+        raise revoked_key(token.site)
     node = snapshot.node(key_id, site=token.site)
     if node is None or found != [node] or not _is_ours(node, box):
         raise PeerProtocolError(

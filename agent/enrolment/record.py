@@ -28,6 +28,7 @@ from agent.core.ids import IdentifierText
 from agent.core.validation import explain_invalid
 from agent.trust.records import Hex32
 from agent.trust.snapshot import Environment
+from agent.trust.store import load_pins
 from agent.trust.token import MAX_TOKEN_CHARACTERS, Token
 
 MAX_FILE_BYTES: Final = 1 << 16
@@ -136,6 +137,17 @@ class EnrolmentFolder:
         """The token was used, or counts no more."""
         (self.path / "pending.json").unlink(missing_ok=True)
 
+    def check_not_revoked(self, record: EnrolmentRecord) -> None:
+        """Hold the enrolment against what this box remembers of its hospital's revocations; nobody is asked.
+
+        Raises:
+            OperatorError: The hospital has revoked the key (`enrolment.revoked_key`), or the memory is damaged.
+            HardwareError: The memory cannot be read.
+        """
+        pin = load_pins(self.trust(record.root_digest)).sites.get(record.site)
+        if pin is not None and record.key_id in pin.revoked:
+            raise revoked_key(record.site)
+
     def store_authority(self, pem: bytes) -> None:
         """Keep the registrar's authority, which the token's pin was compared with."""
         self._write("ca.pem", pem)
@@ -243,6 +255,16 @@ def other_key(record: EnrolmentRecord) -> OperatorError:
         "enrolment.other_key",
         f"This box was enrolled at {record.site} with another key than the one that it has now.",
         next_step="Put its own key back. After a new mainboard or a new card, run `seh-agent re-enrol` with a token.",
+    )
+
+
+def revoked_key(site: str) -> OperatorError:
+    """The failure of a box whose hospital takes it for no box of its own any more."""
+    return OperatorError(
+        "enrolment.revoked_key",
+        f"{site} has revoked this box's key.",
+        next_step="Ask the hospital's operator why. The box comes back only with a new key: name one under [key], then "
+        "enrol it with a new token (docs/technician.md).",
     )
 
 

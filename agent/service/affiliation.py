@@ -18,7 +18,7 @@ from agent.core.config import AgentConfig, Pinned
 from agent.core.errors import HardwareError, OperatorError, SecureHealthError
 from agent.core.files import store_atomically
 from agent.core.ids import SiteID
-from agent.enrolment.record import EnrolmentFolder, EnrolmentRecord
+from agent.enrolment.record import EnrolmentFolder, EnrolmentRecord, revoked_key
 from agent.identity.key import HardwareKey
 from agent.service.shelf import StudyLibrary
 from agent.service.trust import REFRESH_S, OpenedRepository, TrustKeeper
@@ -245,7 +245,8 @@ def standing(snapshot: TrustSnapshot, record: EnrolmentRecord) -> str:
         why = snapshot.set_aside.get(name, f"The consortium no longer knows {record.site}.")
         lines.append(f"This box takes no part: {why}")
     elif record.key_id in site.revoked:
-        lines.append(f"This box takes no part: {record.site} has revoked its key. Ask the hospital's operator why.")
+        revoked = revoked_key(record.site)
+        lines.append(f"This box takes no part: {revoked.sentence} {revoked.next_step}")
     elif node is None:
         lines.append(f"This box takes no part: {record.site}'s records do not name it. Ask the hospital's operator.")
     elif snapshot.speaker(name) != node:

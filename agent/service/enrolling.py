@@ -252,6 +252,7 @@ def judge_stick(config: AgentConfig, record: EnrolmentRecord) -> str:
         if reading.code:
             return f"{reading.sentence} {reading.next_step}"
         check_may_enrol(record, parse_token(reading.token).token, record.key_id, replaces=False)
+        EnrolmentFolder.of(config.node.state_directory).check_not_revoked(record)
     except SecureHealthError as error:
         log.warning("token_ignored", error=error)
         return f"{error.sentence} {error.next_step}"

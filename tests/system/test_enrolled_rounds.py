@@ -41,7 +41,7 @@ def test_a_revoked_box_is_refused_by_every_peer_in_the_next_round(superlink: Run
             )
         revoked = consortium.box("d")
         wait_until(
-            lambda: revoked.status is not None and "has revoked its key" in revoked.status.notice,
+            lambda: revoked.status is not None and "has revoked this box's key" in revoked.status.notice,
             limit_s=20,
             what="the box says that it was revoked",
         )

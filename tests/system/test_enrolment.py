@@ -97,7 +97,7 @@ def test_a_tpm_box_is_enrolled_by_its_stick_alone(tmp_path: Path, operator: Oper
         revoking = ("--reason", "a test of revocation", *operator.desk(SITE))
         operator.types("node", "revoke", record.node, *revoking)
         wait_until(
-            lambda: box.status is not None and "has revoked its key" in box.status.notice,
+            lambda: box.status is not None and "has revoked this box's key" in box.status.notice,
             limit_s=20,
             what="the box says that it was revoked",
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from agent.attestation.makers import build_store
 from agent.attestation.policy import approve, encode_approval
 from agent.cli import main as cli
+from agent.core.clock import SystemClock
 from agent.core.config import load_config
 from agent.enrolment.record import EnrolmentFolder
 from agent.identity.key import init_key
 from agent.identity.sealed import current_state
 from agent.identity.tpm_device import TPMDevice
 from agent.service.safekeeping import load_vault
+from agent.service.trust import OpenedRepository
 from agent.statements.roots import EvidenceClass
 from agent.trust.fingerprint import consortium_words
 from agent.trust.records import public_pem
@@ -109,6 +112,27 @@ def test_enrolling_twice_says_that_it_is_done(technician: Technician, consortium
     said = technician.types("enrol", "--token", consortium.token(), "--yes-fingerprint", words)
     assert "enrolled already" in said
     assert len(consortium.nodes[SITE]) == 1
+
+
+def test_a_revoked_box_is_not_told_that_all_is_well(
+    technician: Technician, consortium: PlayedConsortium, words: str
+) -> None:
+    technician.types("enrol", "--token", consortium.token(), "--yes-fingerprint", words)
+    record = technician.folder.load_record()
+    assert record is not None
+    consortium.revoke(SITE, init_key(f"software:{technician.directory / 'node.key'}").public_key())
+    url = f"https://{consortium.address}/repository/"
+    trust = technician.folder.trust(record.root_digest)
+    with closing(OpenedRepository(trust, url, SystemClock(), proxy=None)) as box:
+        box.refresh()  # as the running agent does, which keeps hold of it
+        for command in ("enrol", "re-enrol"):
+            said = technician.types(command, "--token", consortium.token(), status=2)
+            assert "enrolment.revoked_key" in said
+            assert "new key" in said
+            assert "already" not in said
+    technician.configure(f"software:{technician.directory / 'next.key'}")
+    technician.types("re-enrol", "--token", consortium.token(), "--yes-fingerprint", words)
+    assert technician.folder.load_record() != record
 
 
 def test_a_scanner_types_the_token(

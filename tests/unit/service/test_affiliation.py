@@ -60,7 +60,7 @@ def test_a_revoked_box_hears_so(
     site.add_node(KEY)
     site.revoke(KEY)
     site.sign()
-    assert "has revoked its key" in said(repository, box, record)
+    assert "has revoked this box's key" in said(repository, box, record)
 
 
 def test_a_box_that_its_hospital_dropped_hears_so(

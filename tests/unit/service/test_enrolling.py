@@ -12,7 +12,9 @@ import pytest
 from agent.core.config import AgentConfig, parse_config
 from agent.core.errors import OperatorError
 from agent.enrolment.drop import StickReading, leave_reading
+from agent.enrolment.record import EnrolmentFolder
 from agent.service.enrolling import judge_stick, preset_root, set_aside_sealed
+from agent.trust.pins import Pins, SitePin
 from agent.trust.token import parse_token
 from tests.simulators.tokens import TOKEN, token_text
 from tests.unit.enrolment.test_record import RECORD
@@ -49,6 +51,18 @@ def test_a_stick_in_an_enrolled_box_is_judged_in_words(
     assert parse_token(token_text()).token == TOKEN
     assert words in judge_stick(config, RECORD.model_copy(update=changes))
     assert judge_stick(config, RECORD) == ""
+
+
+def test_a_stick_in_a_revoked_box_does_not_say_that_all_is_well(config: AgentConfig) -> None:
+    record = RECORD.model_copy(update=ours())
+    trust = EnrolmentFolder.of(config.node.state_directory).trust(record.root_digest)
+    trust.mkdir(parents=True)
+    pin = SitePin(keys=("PEM",), threshold=1, version=1, revoked=(record.key_id,))
+    (trust / "pins.json").write_bytes(Pins(sites={record.site: pin}).encode())
+    leave_reading(config.enrolment.drop, StickReading(token=token_text()))
+    said = judge_stick(config, record)
+    assert "has revoked this box's key" in said
+    assert "already" not in said
 
 
 def test_a_stick_that_gave_no_token_says_why(config: AgentConfig) -> None:
