@@ -346,9 +346,10 @@ def _pem(key: Key) -> str:
 
 def _is_signed_by(pin: SitePin, metadata: Metadata[Targets]) -> bool:
     signatures = list(metadata.signatures.values())[:_MAX_SIGNATURES]
-    keys = [parse_public_pem(pem) for pem in pin.keys]
     signed = metadata.signed_bytes
-    signers = [key for key in keys if any(_verifies(key, signature.signature, signed) for signature in signatures)]
+    signers = [
+        key for key in pin.public_keys if any(_verifies(key, signature.signature, signed) for signature in signatures)
+    ]
     return len(signers) >= pin.threshold
 
 
@@ -366,7 +367,7 @@ def _parse_role_keys(signed: Targets) -> SitePin | None:
         return None
     try:
         pin = SitePin(keys=fields.get("keys"), threshold=fields.get("threshold"), version=signed.version)
-        return site_pin(map(parse_public_pem, pin.keys), pin.threshold, pin.version)
+        return site_pin(pin.public_keys, pin.threshold, pin.version)
     except (ValidationError, ValueError):
         return None
 

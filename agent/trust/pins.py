@@ -14,12 +14,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Annotated, Final, Literal, Self
 
+from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent.core.errors import OperatorError, PeerProtocolError
 from agent.core.ids import IdentifierText
 from agent.core.validation import explain_invalid
-from agent.trust.records import Hex32, PEMText
+from agent.trust.records import Hex32, PEMText, parse_public_pem
 
 MAX_PINS_BYTES: Final = 32 << 20
 MAX_ROLES: Final = 4096
@@ -83,6 +84,11 @@ class SitePin(_Stored):
     threshold: Annotated[int, Field(ge=1, le=MAX_SITE_KEYS)]
     version: Version
     revoked: Annotated[tuple[Hex32, ...], Field(max_length=MAX_REVOKED)] = ()
+
+    @property
+    def public_keys(self) -> tuple[ec.EllipticCurvePublicKey, ...]:
+        """The keys themselves."""
+        return tuple(map(parse_public_pem, self.keys))
 
     def has_keys_of(self, other: SitePin) -> bool:
         """Whether both name the same keys."""

@@ -41,7 +41,6 @@ from agent.trust.records import (
     MAX_RECORD_BYTES,
     ConsortiumRecord,
     SitePaths,
-    parse_public_pem,
     parse_record,
 )
 from agent.trust.site_records import parse_site, site_files
@@ -243,7 +242,7 @@ class _Reader:
 
 
 def _swapped_keys(site: SiteID, named: SitePin) -> PeerProtocolError:
-    keys = ", ".join(key_id(parse_public_pem(pem)) for pem in named.keys)
+    keys = ", ".join(map(key_id, named.public_keys))
     return PeerProtocolError(
         "trust.swapped_keys",
         f"The consortium names other keys for {site} than this box knows ({keys}), and {site} did not say so with its "

@@ -37,7 +37,6 @@ from agent.trust.delegations import (
 )
 from agent.trust.pins import SitePin
 from agent.trust.reading import Reading, read_repository
-from agent.trust.records import parse_public_pem
 from agent.trust.snapshot import TrustSnapshot
 from agent.trust.store import MAX_STATE_BYTES, StoredState, TrustStore, pin_root
 from agent.trust.study import MAX_MODEL_BYTES
@@ -237,7 +236,7 @@ class TrustRepository:
             if self._state is None:
                 raise _nothing_yet()
             pin = _named_keys(self._state, site)
-            if pin is None or {key_id(parse_public_pem(pem)) for pem in pin.keys} != set(key_ids):
+            if pin is None or set(map(key_id, pin.public_keys)) != set(key_ids):
                 raise OperatorError(
                     "trust.other_site_keys",
                     f"The consortium does not name these keys for {site}.",
@@ -370,7 +369,10 @@ def _download(fetcher: FetcherInterface, url: str, target: TargetFile) -> bytes:
 
 def _named_keys(state: StoredState, site: SiteID) -> SitePin | None:
     """The keys that a state's `sites` role names for a hospital."""
-    sites = Metadata[Targets].from_bytes(state.roles[SITES]).signed
+    data = state.roles.get(SITES)
+    if data is None:
+        return None
+    sites = Metadata[Targets].from_bytes(data).signed
     role = delegated_sites(sites).get(site)
     return None if role is None else delegated_keys(sites, role, 1)
 

@@ -16,7 +16,6 @@ from agent.trust.records import (
     RevocationsFile,
     SitePaths,
     StewardFile,
-    parse_public_pem,
     parse_record,
 )
 from agent.trust.snapshot import SiteRecord
@@ -100,7 +99,7 @@ def parse_site(
         stewards=stewards,
         revoked=frozenset(entry.key_id for file in revocations for entry in file.revocations),
         expires_s=expiry_s(role),
-        keys=tuple(map(parse_public_pem, pin.keys)),
+        keys=pin.public_keys,
         threshold=pin.threshold,
     )
 

@@ -219,6 +219,17 @@ def test_site_that_lost_its_keys_is_accepted_anew_by_a_person_here(scene: Scene)
     assert set(scene.restarted().sites) == {A, B}
 
 
+def test_consortium_that_delegates_to_no_hospitals_names_no_keys(scene: Scene) -> None:
+    assert scene.repository.targets.delegations is not None
+    assert scene.repository.targets.delegations.roles is not None
+    del scene.repository.targets.delegations.roles["sites"]
+    scene.repository.sign_targets()
+    scene.repository.publish()
+    assert not scene.box.refresh().sites
+    with failing("trust.other_site_keys"):
+        scene.box.accept_site_keys(A, [key_id(public_key(scene.site.signers[0]))])
+
+
 def test_clock_that_was_ahead_costs_no_hospital(scene: Scene) -> None:
     scene.clock.move(91 * DAY_S)
     scene.box.load()
