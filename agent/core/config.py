@@ -48,6 +48,7 @@ from agent.core.ids import IdentifierText
 from agent.core.validation import ADDRESS_PATTERN, explain_invalid
 
 MAX_CONFIG_BYTES = 1 << 18
+_SCHEMES_OF_FILES = frozenset({"software", "fido2"})
 
 
 def _from_directory(path: Path, info: ValidationInfo) -> Path:
@@ -55,7 +56,16 @@ def _from_directory(path: Path, info: ValidationInfo) -> Path:
     return Path(directory, path)
 
 
+def _key_from_directory(uri: str, info: ValidationInfo) -> str:
+    scheme, _, rest = uri.partition(":")
+    place, mark, options = rest.partition("?")
+    if scheme not in _SCHEMES_OF_FILES or not place:
+        return uri
+    return f"{scheme}:{_from_directory(Path(place), info)}{mark}{options}"
+
+
 LocalPath = Annotated[Path, AfterValidator(_from_directory)]
+KeyText = Annotated[str, Field(pattern=r"^[a-z0-9]+:", max_length=1000), AfterValidator(_key_from_directory)]
 Address = Annotated[str, Field(pattern=ADDRESS_PATTERN, max_length=300)]
 ProxyURL = Annotated[str, Field(pattern=r"^https?://[^\s/]+/?$", max_length=300)]
 
@@ -119,12 +129,12 @@ class KeySection(_Section):
     """The node's hardware key.
 
     Args:
-        uri: `tpm:...`, `piv:...`, `fido2:...`, or (demo only) `software:...`.
+        uri: `tpm:...`, `piv:...`, `fido2:<file>`, or (demo only) `software:<file>`.
         sessions_in: `tpm:...`, where a box whose own key is a card or a security key has a TPM too: session keys then
             live in that TPM, not in memory.
     """
 
-    uri: str = Field(pattern=r"^[a-z0-9]+:", max_length=1000)
+    uri: KeyText
     sessions_in: str | None = Field(default=None, pattern=r"^tpm:", max_length=1000)
 
     @property

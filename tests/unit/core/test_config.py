@@ -43,6 +43,22 @@ def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("uri", "resolved"),
+    [
+        ("software:key.pem", "software:{here}/key.pem"),
+        ("software:/keys/key.pem", "software:/keys/key.pem"),
+        ("software:", "software:"),
+        ("fido2:key.json?reader=a/b", "fido2:{here}/key.json?reader=a/b"),
+        ("piv:reader?slot=9e", "piv:reader?slot=9e"),
+        ("tpm:device:/dev/tpmrm0?key=81020002", "tpm:device:/dev/tpmrm0?key=81020002"),
+    ],
+)
+def test_a_keys_file_starts_where_other_paths_do(uri: str, resolved: str, tmp_path: Path) -> None:
+    config = parse_config(_change("software:key.pem", uri), directory=tmp_path)
+    assert config.key.uri == resolved.format(here=tmp_path)
+
+
+@pytest.mark.parametrize(
     ("data", "place"),
     [
         (_change('site = "hospital-a"', 'site = "Hospital A"'), "node.site"),
