@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import secrets
 import sys
 import threading
@@ -19,6 +20,7 @@ from agent.cli.run import DEFAULT_CONFIG, ConfigOption
 from agent.core.clock import SystemClock
 from agent.core.config import AgentConfig, load_config
 from agent.core.errors import HardwareError, OperatorError
+from agent.core.ids import check_identifier
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from agent.trust.records import ConsortiumRecord
 
 _LOOKING_S: Final = 60.0
+_KEY_ID: Final = r"[0-9a-f]{64}"
 
 UsbOption = Annotated[Path | None, typer.Option("--usb", help="The stick's device (/dev/sdb1), or an image of one.")]
 QROption = Annotated[Path | None, typer.Option("--qr", help="A picture of the code, PNG or JPEG.")]
@@ -166,6 +169,14 @@ def accept_keys(
     """Believe a hospital's new keys after it lost its old ones; ask that hospital itself first, by another way."""
     from agent.service.control import ask_agent  # noqa: PLC0415 - other commands need not load the service
 
+    check_identifier(site, kind="site")
+    for key in keys:
+        if not re.fullmatch(_KEY_ID, key):
+            raise OperatorError(
+                "cli.bad_key_id",
+                f"{key[:80]!r} is no id of a key; nothing was changed.",
+                next_step="Give each id whole: 64 digits and letters a to f, as the hospital itself confirmed it.",
+            )
     ask_agent(load_config(config).node.state_directory, "accept-keys", site=site, keys=" ".join(keys))
     typer.echo(f"This box believes {site}'s keys from now on; its boxes take part again within a minute or so.")
 

@@ -253,3 +253,18 @@ def test_a_box_leaves_when_told_so_twice(
         moved = technician.folder.load_record()
     assert moved is not None
     assert moved.root_digest == successor.repository.root_digest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ((SITE, "00"), "cli.bad_key_id"),
+        ((SITE, "ab" * 32, "AB" * 32), "cli.bad_key_id"),
+        (("Hospital A", "ab" * 32), "core.bad_identifier"),
+        ((SITE, "ab" * 32), "service.not_running"),
+    ],
+)
+def test_what_is_typed_wrongly_is_told_apart_from_an_agent_that_does_not_run(
+    technician: Technician, arguments: tuple[str, ...], code: str
+) -> None:
+    assert f" {code} (" in technician.types("accept-keys", *arguments, status=2)
