@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from http import HTTPStatus
 from pathlib import Path
-from typing import Final
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -48,8 +47,6 @@ from provisioning.registrar.messages import (
 from provisioning.registrar.pairing import PairingDesk
 from provisioning.registrar.phone import phone_routes
 from provisioning.tokens.token import TokenEntry
-
-_HAS_EXCHANGE: Final = frozenset({State.EXCHANGED, State.EVIDENCED, State.CREDENTIALED, State.ANSWERED})
 
 
 def create_app(
@@ -176,7 +173,7 @@ def _sites(desk: RegistrarDesk, admitted: Admission) -> APIRouter:
 
 def _situation(known: Enrolment) -> dict[str, object]:
     fields: dict[str, object] = {"state": known.state.value}
-    if known.state in _HAS_EXCHANGE:
+    if known.talk.asker_key:  # the talk is over once the box is endorsed or refused
         fields["exchange"] = {"asker_key": known.talk.asker_key, "nonce": encode_bytes(known.talk.nonce)}
     if known.state is State.CREDENTIALED and known.talk.credential is not None:
         fields["credential"] = _credential(known.talk.credential)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum, auto
 from types import MappingProxyType
@@ -20,7 +20,7 @@ from typing import Final
 
 from agent.attestation.appraise import challenge
 from agent.attestation.binding import Exchange
-from agent.attestation.credential import Credential
+from agent.attestation.credential import Credential, RandomBytes
 from agent.attestation.enrolling import ENROLMENT_LABEL
 from agent.core.errors import OperatorError
 from agent.core.ids import SiteID
@@ -31,8 +31,6 @@ from provisioning.tokens.token import TokenEntry
 
 SECRET_BYTES: Final = 32
 NONCE_BYTES: Final = 32
-
-RandomBytes = Callable[[int], bytes]
 
 
 class State(StrEnum):
@@ -64,15 +62,8 @@ class Event(StrEnum):
     REFUSE = auto()
 
 
-_BEFORE_ENDORSED: Final = (
-    State.OPEN,
-    State.CHALLENGED,
-    State.APPRAISED,
-    State.EXCHANGED,
-    State.EVIDENCED,
-    State.CREDENTIALED,
-    State.ANSWERED,
-)
+WAITING: Final = (State.APPRAISED, State.EXCHANGED, State.EVIDENCED, State.CREDENTIALED, State.ANSWERED)
+"""For their hospital to endorse them."""
 TRANSITIONS: Final[Mapping[tuple[State, Event], State]] = MappingProxyType(
     {
         (State.OPEN, Event.CHALLENGE): State.CHALLENGED,
@@ -89,9 +80,9 @@ TRANSITIONS: Final[Mapping[tuple[State, Event], State]] = MappingProxyType(
         (State.EVIDENCED, Event.CREDENTIAL): State.CREDENTIALED,
         (State.CREDENTIALED, Event.ANSWER): State.ANSWERED,
         # The hospital speaks for itself: how much it wants to see before it signs is its own affair.
-        **{(state, Event.ENDORSE): State.ENDORSED for state in _BEFORE_ENDORSED[2:]},
+        **{(state, Event.ENDORSE): State.ENDORSED for state in WAITING},
         (State.ENDORSED, Event.REGISTER): State.ENROLLED,
-        **{(state, Event.REFUSE): State.REFUSED for state in _BEFORE_ENDORSED},
+        **{(state, Event.REFUSE): State.REFUSED for state in (State.OPEN, State.CHALLENGED, *WAITING)},
     }
 )
 """Every move that there is."""

@@ -10,7 +10,7 @@ from typing import Final
 import structlog
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from agent.attestation.credential import Credential
+from agent.attestation.credential import Credential, RandomBytes
 from agent.core.base64url import encode_bytes
 from agent.core.clock import Clock
 from agent.core.errors import NetworkError, OperatorError
@@ -20,7 +20,7 @@ from agent.trust.records import parse_public_pem
 from provisioning.authority.appraisal import Terms
 from provisioning.registrar import challenge
 from provisioning.registrar.access import REQUEST_LIFETIME_S, Asked, not_authorised, verify_site_request
-from provisioning.registrar.challenge import Enrolment, Occasion, Opening, Refusal, State
+from provisioning.registrar.challenge import WAITING, Enrolment, Occasion, Opening, Refusal, State
 from provisioning.registrar.limits import PUBLICATION_RATE, SITE_RATE, TOKEN_RATE, RateLimiter
 from provisioning.registrar.publish import PublishedReader, PublishingDesk
 from provisioning.registrar.store import StaleError, Store
@@ -33,9 +33,6 @@ MAX_PUBLISHING: Final = 8
 MAX_LIST_BYTES: Final = 8 << 20
 """Of evidence in one list of waiting boxes; the rest comes with the next one."""
 NAME_BYTES: Final = 16
-_WAITING: Final = (State.APPRAISED, State.EXCHANGED, State.EVIDENCED, State.CREDENTIALED, State.ANSWERED)
-
-RandomBytes = Callable[[int], bytes]
 
 _log = structlog.get_logger(__name__)
 
@@ -195,7 +192,7 @@ class RegistrarDesk:
         """Boxes that wait for a hospital, with what they showed for it: those that are there now come first."""
         shown: list[dict[str, str]] = []
         size = 0
-        for known in self._store.heard_of(_WAITING, site, limit=MAX_WAITING):
+        for known in self._store.heard_of(WAITING, site, limit=MAX_WAITING):
             size += len(known.talk.evidence)
             if size > MAX_LIST_BYTES and shown:
                 break

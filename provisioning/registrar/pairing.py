@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol
 
 import structlog
 
+from agent.attestation.credential import RandomBytes
 from agent.attestation.pairing import NONCE_BYTES, commitment, pairing_code, plain_code
 from agent.core.clock import Clock
 from agent.core.errors import NetworkError, OperatorError
@@ -142,7 +143,7 @@ class PairingDesk:
         passkeys: PasskeyStore,
         issue: IssueToken,
         clock: Clock,
-        random_bytes: Callable[[int], bytes],
+        random_bytes: RandomBytes,
     ) -> None:
         self._server, self._passkeys, self._issue = server, passkeys, issue
         self._clock, self._random = clock, random_bytes

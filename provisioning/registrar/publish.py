@@ -29,14 +29,13 @@ from agent.trust.records import parse_public_pem
 from agent.trust.snapshot import TrustSnapshot
 from provisioning.authority.publisher import Publisher
 from provisioning.authority.repository import RepositoryFiles, RepositoryState
-from provisioning.registrar.challenge import Enrolment, State, endorse, finish, is_endorsed_by
+from provisioning.registrar.challenge import WAITING, Enrolment, State, endorse, finish, is_endorsed_by
 from provisioning.registrar.store import StaleError, Store
 
 ONLINE_EVERY: Final = timedelta(hours=1)
 """How often the online roles are signed anew, at most: boxes see by it that the repository lives."""
 RETRY_S: Final = 5.0
 IDLE_S: Final = 60.0
-_ENDORSABLE: Final = (State.APPRAISED, State.EXCHANGED, State.EVIDENCED, State.CREDENTIALED, State.ANSWERED)
 _KNOWN_ALREADY: Final = "already in use"  # what Flower says of a key that it registered before
 
 _log = structlog.get_logger(__name__)
@@ -179,7 +178,7 @@ class PublishingDesk:
         """
         snapshot = self._reader.current().snapshot
         endorsed = []
-        for enrolment in self._store.in_states(_ENDORSABLE, site=site):
+        for enrolment in self._store.in_states(WAITING, site=site):
             record = snapshot.sites.get(enrolment.site)
             if record is None or not any(is_endorsed_by(enrolment, node) for node in record.nodes):
                 continue
