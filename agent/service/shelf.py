@@ -12,7 +12,7 @@ from typing import Protocol
 
 import structlog
 
-from agent.core.errors import HardwareError, SecureHealthError
+from agent.core.errors import HardwareError, NetworkError, SecureHealthError
 from agent.core.files import store_atomically
 from agent.core.ids import check_identifier
 from agent.trust.snapshot import TrustSnapshot
@@ -52,15 +52,24 @@ class StudyLibrary:
         """Bring new and changed studies here, and take away those that were withdrawn.
 
         One study that cannot be had keeps no other from coming.
+
+        Raises:
+            NetworkError: A study could not be fetched now; the same snapshot may be followed again.
+            HardwareError: The disk does not take one now; the same.
         """
+        passing: NetworkError | HardwareError | None = None
         for study in snapshot.studies:
             try:
                 self._bring(study)
             except SecureHealthError as error:
                 log.warning("study_not_fetched", study=study, error=error)
+                if isinstance(error, NetworkError | HardwareError):
+                    passing = error
         for folder in self._directory.glob("*/"):
             if folder.name not in snapshot.studies or folder.name in self._elsewhere:
                 self._withdraw(folder)
+        if passing is not None:
+            raise passing
 
     def _bring(self, name: str) -> None:
         study_id = check_identifier(name, kind="study")

@@ -77,7 +77,8 @@ class TrustKeeper:
         repository: Opened, with a snapshot; closed with the keeper.
         dice: Source of jitter, so that a consortium's boxes do not fall into step.
         on_news: Told what is wrong with the repository, in words for a technician; nothing where all is well.
-        on_snapshot: Told of every new snapshot, from the keeper's thread, whoever asked for it.
+        on_snapshot: Told of every new snapshot, from the keeper's thread, whoever asked for it; where it fails, it is
+            told again when the repository is asked next.
         every_s: How often the repository is asked, give or take a fifth.
     """
 
@@ -139,8 +140,8 @@ class TrustKeeper:
                     self._asked = False
                     wait_s = self._every_s * self._dice.uniform(1 - _JITTER, 1 + _JITTER)
                     self._repository.refresh()
-                    self._on_news("")
                 self._tell()
+                self._on_news("")
             except SecureHealthError as error:
                 log.warning("trust_not_refreshed", error=error)
                 self._on_news(self._news_of(error))
@@ -150,8 +151,8 @@ class TrustKeeper:
     def _tell(self) -> None:
         snapshot = self.current()
         if snapshot != self._told:
-            self._told = snapshot
             self._on_snapshot(snapshot)
+            self._told = snapshot
 
     def _news_of(self, error: SecureHealthError) -> str:
         """A lost registrar is nothing to speak of until what is known here no longer counts."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.core.errors import NetworkError
 from agent.federation.studies import check_model, load_study
 from agent.service.shelf import StudyLibrary
 from agent.trust.repository import TrustRepository
@@ -120,6 +121,23 @@ def test_a_model_that_cannot_be_had_leaves_no_half_of_a_study(shelf: Shelf) -> N
     shelf.repository.interfere = lambda _: None
     shelf.follow()
     check_model(load_study(shelf.directory, "one"))
+
+
+def test_a_network_that_fails_is_said_after_every_study_was_tried(shelf: Shelf) -> None:
+    shelf.put("one", study_json((SITE,), id="one"))
+    shelf.put("two", study_json((SITE,), id="two"))
+
+    def down(path: str) -> None:
+        if path.startswith("studies/one/"):
+            raise NetworkError("trust.unreachable", "Nobody answers.", next_step="Wait.")
+
+    shelf.repository.interfere = down
+    with pytest.raises(NetworkError):
+        shelf.follow()
+    assert shelf.names == ["two"]
+    shelf.repository.interfere = lambda _: None
+    shelf.library.follow(shelf.box.current())
+    assert shelf.names == ["one", "two"]
 
 
 def test_an_altered_file_on_the_box_is_fetched_again(shelf: Shelf) -> None:
