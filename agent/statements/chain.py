@@ -17,7 +17,6 @@ from agent.statements.kinds import SessionCertificate
 from agent.statements.roots import (
     LONGEST_LIFETIME_S,
     EvidenceClass,
-    KeyKind,
     RootKey,
     load_public_key,
     public_key_bytes,
@@ -156,10 +155,8 @@ def _find_record(key_id: str, view: TrustView) -> NodeRecord:
         raise _not_accepted("no hospital has put its key on record")
     if key_id in view.revoked:
         raise _not_accepted("its key was revoked")
-    # A software key shows nothing, whatever its site wrote beside it.
-    shown = EvidenceClass.NONE if record.root.kind is KeyKind.SOFTWARE else record.root.evidence
-    if shown < view.minimum_evidence:
-        wanted, has = view.minimum_evidence.name.lower(), shown.name.lower()
+    if record.root.shown < view.minimum_evidence:
+        wanted, has = view.minimum_evidence.name.lower(), record.root.shown.name.lower()
         raise PeerProtocolError(
             "statements.weak_evidence",
             f"A node's key shows evidence of class {has}, and {wanted} is wanted here.",

@@ -74,7 +74,7 @@ class RootKey:
     Args:
         kind: What holds the private key.
         public_key: SubjectPublicKeyInfo, DER; an elliptic-curve key.
-        evidence: How well the registrar and the site saw that it lives in hardware.
+        evidence: How well the site says that it saw that it lives in hardware; see `shown`.
         fido2: Terms of a FIDO2 root; None for every other kind.
     """
 
@@ -87,6 +87,11 @@ class RootKey:
     def key_id(self) -> str:
         """SHA-256 of the public key, in hex."""
         return hashlib.sha256(self.public_key).hexdigest()
+
+    @property
+    def shown(self) -> EvidenceClass:
+        """The evidence that counts: a software key shows nothing, whatever its site wrote beside it."""
+        return EvidenceClass.NONE if self.kind is KeyKind.SOFTWARE else self.evidence
 
 
 def public_key_bytes(key: ec.EllipticCurvePublicKey) -> bytes:

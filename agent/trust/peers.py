@@ -171,7 +171,7 @@ class RepositoryPeers:
         if record is None:
             raise _left_out(snapshot.set_aside.get(site, f"The consortium's trust repository has no {site}."))
         check_not_expired(f"what {site} signed", record.expires_s, now_s)
-        session = verify_session(certificate, snapshot.view(self._minimum, site=site), now_s=now_s)
+        session = verify_session(certificate, snapshot.view(site, self._minimum), now_s=now_s)
         speaker = snapshot.speaker(site, self._minimum)
         if speaker is None or speaker.root.key_id != session.record.root.key_id:
             raise _spare(site)

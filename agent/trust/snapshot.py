@@ -6,7 +6,6 @@ signs, and from nowhere else (SECURITY-RULES 11).
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -86,25 +85,21 @@ class TrustSnapshot:
         """Whether it counts at `now_s`; a box that lost its link may hold one that no longer does."""
         return now_s < self.expires_s
 
-    def view(self, minimum: EvidenceClass = EvidenceClass.NONE, *, site: SiteID | None = None) -> TrustView:
-        """What `agent.statements.chain` verifies against.
+    def view(self, site: SiteID, minimum: EvidenceClass = EvidenceClass.NONE) -> TrustView:
+        """What `agent.statements.chain` verifies a hospital's certificates against.
 
         Args:
+            site: The hospital: its own boxes and revocations alone, so that no other can put its keys on record, or
+                revoke them.
             minimum: The least evidence class wanted here; the consortium's own minimum holds in any case.
-            site: Only this hospital's boxes and revocations, so that no other can put its keys on record, or revoke
-                them. Without it, a key that several hospitals put on record counts for none.
         """
-        chosen = [record for name, record in self.sites.items() if site in {None, name}]
-        nodes = [node for record in chosen for node in record.nodes if self._counts(node)]
-        uses = Counter(node.root.key_id for node in nodes)
+        record = self.sites.get(site)
+        nodes = () if record is None else record.nodes
+        admitted = [NodeRecord(node.site, node.node, node.root) for node in nodes if self._counts(node)]
         return TrustView(
             consortium=self.root_digest,
-            records={
-                node.root.key_id: NodeRecord(node.site, node.node, node.root)
-                for node in nodes
-                if uses[node.root.key_id] == 1
-            },
-            revoked=frozenset().union(*(record.revoked & _key_ids(record) for record in chosen)),
+            records={node.root.key_id: node for node in admitted},
+            revoked=frozenset() if record is None else record.revoked,
             oldest_timestamp=self.oldest_timestamp,
             newest_timestamp=self.timestamp_version,
             minimum_evidence=self._minimum(minimum),
@@ -146,12 +141,13 @@ class TrustSnapshot:
             return
         wanted = self._minimum(minimum)
         for node in record.nodes:
-            if self._counts(node) and node.root.evidence >= wanted and node.root.key_id not in record.revoked:
+            root = node.root
+            if self._counts(node) and root.shown >= wanted and root.key_id not in record.revoked:
                 yield node
 
     def _counts(self, node: NodeFile) -> bool:
         """Whether the consortium admits its kind of key; software and simulators only in a test environment."""
-        is_simulated = node.kind is KeyKind.SOFTWARE or node.root.evidence is EvidenceClass.TEST
+        is_simulated = node.kind is KeyKind.SOFTWARE or node.evidence == "test"
         if is_simulated and self.environment is not Environment.TEST:
             return False
         return node.kind in self.consortium.evidence.kinds
@@ -174,7 +170,3 @@ class TrustSource(Protocol):
     def now_s(self) -> int:
         """The present, in seconds since 1970, not before the latest signed time."""
         ...
-
-
-def _key_ids(record: SiteRecord) -> frozenset[str]:
-    return frozenset(node.root.key_id for node in record.nodes)

@@ -28,7 +28,7 @@ def assert_out(scene: Scene) -> None:
     for snapshot in (scene.box.refresh(), scene.restarted()):
         assert key in snapshot.sites[A].revoked
         assert snapshot.node(key, site=A) is None
-        assert key in snapshot.view().revoked
+        assert key in snapshot.view(A).revoked
 
 
 def test_revocation_is_left_out_of_the_next_version(scene: Scene) -> None:

@@ -54,7 +54,7 @@ class Scene:
         snapshot = self.box.refresh()
         assert set(snapshot.sites) == {B}
         assert snapshot.node(key_id(self.key), site=A) is None
-        assert key_id(self.key) not in snapshot.view().records
+        assert key_id(self.key) not in snapshot.view(A).records
         assert self.restarted() == snapshot
         return snapshot.set_aside[A]
 

@@ -14,7 +14,7 @@ from agent.statements.roots import EvidenceClass, KeyKind, key_id
 from agent.trust.records import EvidenceTerms, StewardFile, public_pem
 from agent.trust.repository import TrustRepository
 from agent.trust.snapshot import Environment
-from tests.simulators.repository import URL, PlayedRepository, consortium, new_signer, public_key
+from tests.simulators.repository import DAY, URL, PlayedRepository, consortium, new_signer, public_key
 from tests.simulators.trust_scene import DAY_S, A, B, Scene, new_key, trust_scene
 
 
@@ -254,10 +254,24 @@ def test_simulators_count_in_a_test_environment_only(tmp_path: Path, environment
         scene.site.add_node(swtpm, evidence="test")
         scene.publish_site()
         snapshot = scene.box.refresh()
-        known = snapshot.view().records
+        known = snapshot.view(A).records
         assert [key_id(key) in known for key in (software, swtpm, scene.key)] == [counts, counts, True]
         assert (EvidenceClass.TEST in snapshot.maker_certificates()) is counts
         assert snapshot.maker_certificates()[EvidenceClass.HARDWARE] == "a maker's"
+
+
+def test_software_key_speaks_for_nobody_where_evidence_is_wanted(tmp_path: Path) -> None:
+    with trust_scene(tmp_path / "trust", environment="test") as scene:
+        evidence = EvidenceTerms(minimum="test", kinds=(KeyKind.TPM, KeyKind.SOFTWARE))
+        record = consortium().model_copy(update={"evidence": evidence})
+        scene.repository.put(scene.repository.targets, "consortium.json", record.encode())
+        scene.repository.sign_targets()
+        earlier = scene.clock.now() - DAY
+        scene.site.add_node(new_key(), kind=KeyKind.SOFTWARE, evidence="hardware", enrolled=earlier)
+        scene.publish_site()
+        speaker = scene.box.refresh().speaker(A)
+        assert speaker is not None
+        assert speaker.root.key_id == key_id(scene.key)
 
 
 def test_bare_consortium(tmp_path: Path) -> None:
@@ -266,7 +280,7 @@ def test_bare_consortium(tmp_path: Path) -> None:
         with empty.client(tmp_path / "empty") as box:
             snapshot = box.refresh()
     assert not snapshot.sites
-    assert not snapshot.view().records
+    assert not snapshot.view(A).records
 
 
 def test_hospital_with_many_boxes_has_one_speaker(scene: Scene) -> None:
