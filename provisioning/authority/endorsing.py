@@ -15,13 +15,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Final
 
 import structlog
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from securesystemslib.signer import Signer
 
 from agent.attestation.appraise import challenge
 from agent.attestation.binding import Exchange
@@ -31,14 +33,16 @@ from agent.core.clock import Clock
 from agent.core.errors import NetworkError, OperatorError, PeerProtocolError, SecureHealthError
 from agent.core.ids import SiteID
 from agent.core.validation import explain_invalid
-from agent.statements.roots import KeyKind, load_public_key
+from agent.statements.roots import KeyKind, key_id, load_public_key
 from agent.trust.fingerprint import box_words
 from agent.trust.peers import node_name
 from agent.trust.records import FIDO2Record, NodeFile, public_pem
-from agent.trust.snapshot import TrustSnapshot
+from agent.trust.repository import TrustRepository
 from provisioning.authority.appraisal import Finding, Subject, Terms, Unconfirmed, appraise, confirm
-from provisioning.authority.site import SiteDesk, StagedSite
-from provisioning.authority.site_line import SiteLine
+from provisioning.authority.signers import elliptic_key
+from provisioning.authority.site import SiteDesk
+from provisioning.authority.site_office import SiteOffice, opened_office
+from provisioning.authority.site_repository import SitePlace
 from provisioning.tokens.state import KeptToken, SiteTokenFiles, UsedTokenFiles
 from provisioning.tokens.token import RandomBytes
 
@@ -141,19 +145,6 @@ def decide_later(_: Waiting) -> Verdict:
     return Verdict.LATER
 
 
-@dataclass(frozen=True, slots=True)
-class Repository:
-    """The hospital's own reading of the repository.
-
-    Args:
-        refresh: Fetches and verifies the newest state.
-        desk: Signs, from that state.
-    """
-
-    refresh: Callable[[], TrustSnapshot]
-    desk: Callable[[], SiteDesk]
-
-
 @dataclass(slots=True)
 class _Talk:
     """One exchange of ours with a box; it lives in memory only: after a restart the box is asked anew.
@@ -175,42 +166,31 @@ class EndorsingTool:
     """Looks at the boxes that wait for one hospital, and endorses those that may be.
 
     Args:
-        site: The hospital.
-        asker_key: Id of its key.
-        line: To the registrar.
-        repository: Its own reading.
+        office: The hospital's.
         kept: Tokens that its key issued.
         used: Which box used which of them.
-        clock: For times.
         random_bytes: `secrets.token_bytes`.
         decide: Asked about every box whose token is not enough.
     """
 
     def __init__(
         self,
-        site: SiteID,
-        asker_key: str,
-        line: SiteLine,
-        repository: Repository,
+        office: SiteOffice,
         *,
         kept: SiteTokenFiles,
         used: UsedTokenFiles,
-        clock: Clock,
         random_bytes: RandomBytes,
         decide: Decide = decide_later,
     ) -> None:
-        self._site = site
-        self._asker_key = asker_key
-        self._line = line
-        self._repository = repository
+        self._office = office
+        self._site = office.site
+        self._asker_key = key_id(elliptic_key(office.signer.public_key))
         self._kept = kept
         self._used = used
-        self._clock = clock
         self._random_bytes = random_bytes
         self._decide = decide
         self._talks: dict[str, _Talk] = {}
         self._found: list[tuple[Waiting, Finding]] = []
-        self._snapshot: TrustSnapshot | None = None
         self._approved: set[tuple[str, tuple[str, Subject, bytes]]] = set()
 
     def prepare(self) -> None:
@@ -219,10 +199,9 @@ class EndorsingTool:
         Raises:
             SecureHealthError: The registrar or a key's device does not answer, or the key is not the hospital's.
         """
-        self._repository.refresh()
-        desk = self._repository.desk()
-        if desk.needs_renewal:
-            self._publish(desk.renew())
+        self._office.copy.refresh()
+        if self._office.desk.needs_renewal:
+            self._office.publish(SiteDesk.renew)
             _log.info("site_signed_anew", site=self._site)
 
     def look(self) -> int:
@@ -233,10 +212,13 @@ class EndorsingTool:
 
         Raises:
             NetworkError: The registrar does not answer.
+            PeerProtocolError: Its list or its repository does not hold; no box is judged by that.
             OperatorError: It refuses this hospital.
         """
         waiting = self._list()
-        self._found, self._snapshot = [], None
+        self._found = []
+        if waiting:
+            self._office.copy.refresh()
         for name in self._talks.keys() - {each.enrolment for each in waiting}:
             del self._talks[name]
         for each in waiting:
@@ -249,12 +231,15 @@ class EndorsingTool:
             except SecureHealthError as error:
                 _log.warning("endorsement_delayed", enrolment=each.enrolment, error=error)
         for start in range(0, len(self._found), MAX_AT_ONCE):
-            self._endorse(self._found[start : start + MAX_AT_ONCE])
+            try:
+                self._endorse(self._found[start : start + MAX_AT_ONCE])
+            except OperatorError as error:
+                _log.warning("endorsement_delayed", site=self._site, error=error)  # the next look comes to it again
         return len(waiting)
 
     def _list(self) -> tuple[Waiting, ...]:
         try:
-            return _Answer.model_validate_json(self._line.call("GET", "/enrolments")).enrolments
+            return _Answer.model_validate_json(self._office.line.call("GET", "/enrolments")).enrolments
         except ValidationError as error:
             raise PeerProtocolError(
                 "endorse.bad_answer",
@@ -320,7 +305,7 @@ class EndorsingTool:
     def _take_evidence(self, each: Waiting, talk: _Talk) -> None:
         if each.nonce != talk.nonce:
             return  # an answer to an asking before this one
-        self._snapshot = snapshot = self._snapshot or self._repository.refresh()
+        snapshot = self._office.copy.current()
         exchange = Exchange(
             ENDORSEMENT_LABEL, self._asker_key, snapshot.root_digest, each.token, self._site, talk.nonce
         )
@@ -358,7 +343,8 @@ class EndorsingTool:
 
     def _accept(self, each: Waiting, finding: Finding) -> None:
         """All is shown: the box is endorsed at the end of this look, together with the others of it."""
-        if each.key_id in {entry.key_id for entry in self._repository.desk().revocations}:
+        record = self._office.copy.current().sites.get(self._site)
+        if record is not None and each.key_id in record.revoked:
             raise PeerProtocolError(
                 "endorse.revoked_key",
                 f"{self._site} revoked this box's key, and it cannot come back.",
@@ -372,8 +358,8 @@ class EndorsingTool:
 
     def _endorse(self, found: Sequence[tuple[Waiting, Finding]]) -> None:
         """Sign for several boxes at once: each signature is one publication of the whole consortium."""
-        self._repository.refresh()
-        self._publish(self._repository.desk().endorse_all([self._node(each, finding) for each, finding in found]))
+        nodes = [self._node(each, finding) for each, finding in found]
+        self._office.publish(lambda desk: desk.endorse_all(nodes))
         for each, finding in found:
             self._talks.pop(each.enrolment, None)
             grade = finding.root.evidence.name
@@ -392,15 +378,8 @@ class EndorsingTool:
             fido2=None
             if terms is None
             else FIDO2Record(rp_id=terms.rp_id, user_verified=terms.user_verified, count=terms.last_count),
-            enrolled=self._clock.now(),
+            enrolled=self._office.clock.now(),
         )
-
-    def _publish(self, staged: StagedSite) -> None:
-        fields = {
-            "metadata": encode_bytes(staged.metadata),
-            "targets": {path: encode_bytes(data) for path, data in staged.targets.items()},
-        }
-        self._line.call("POST", "/metadata", json.dumps(fields).encode())
 
     def _refuse(self, each: Waiting, error: SecureHealthError) -> None:
         _log.warning("box_refused", site=self._site, enrolment=each.enrolment, error=error)
@@ -411,7 +390,40 @@ class EndorsingTool:
         self._talks.pop(each.enrolment, None)
 
     def _post(self, each: Waiting, place: str, fields: Mapping[str, object]) -> None:
-        self._line.call("POST", f"/enrolments/{each.enrolment}/{place}", json.dumps(fields).encode())
+        self._office.line.call("POST", f"/enrolments/{each.enrolment}/{place}", json.dumps(fields).encode())
 
     def _now_s(self) -> int:
-        return int(self._clock.now().timestamp())
+        return int(self._office.clock.now().timestamp())
+
+
+@contextmanager
+def opened_tool(
+    site: SiteID,
+    signer: Signer,
+    place: SitePlace,
+    clock: Clock,
+    *,
+    random_bytes: RandomBytes,
+    decide: Callable[[TrustRepository], Decide] = lambda _: decide_later,
+) -> Iterator[EndorsingTool]:
+    """Open a hospital's endorsing tool over its own copy of the repository.
+
+    Args:
+        site: The hospital.
+        signer: Its key.
+        place: Where it keeps what it must not forget, and whom it asks.
+        clock: For times.
+        random_bytes: `secrets.token_bytes`.
+        decide: Makes what is asked about boxes whose token is not enough.
+
+    Raises:
+        SecureHealthError: As `opened_office` says.
+    """
+    with opened_office(site, signer, place, clock, copy=place.trust, random_bytes=random_bytes) as office:
+        yield EndorsingTool(
+            office,
+            kept=SiteTokenFiles(place.tokens),
+            used=UsedTokenFiles(place.used),
+            random_bytes=random_bytes,
+            decide=decide(office.copy),
+        )

@@ -18,12 +18,19 @@ from agent.core.ids import SiteID
 from agent.statements.envelope import Proof, encode_proof
 from agent.statements.kinds import SiteRequest
 from agent.statements.roots import key_id
+from agent.trust.records import ServerRecord
 from provisioning.tokens.token import Issuer, RandomBytes
 
 LIMIT_S: Final = 15.0
+ANSWER_LIMIT_S: Final = 60.0
 MAX_ANSWER_BYTES: Final = 16 << 20
 NONCE_BYTES: Final = 32
-_PASSING: Final = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
+_PASSING: Final = {
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.BAD_GATEWAY,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    HTTPStatus.GATEWAY_TIMEOUT,
+}
 
 
 class _Refusal(BaseModel):
@@ -38,8 +45,7 @@ class SiteLine:
     """Requests under `/v1/sites/<site>`; a context manager.
 
     Args:
-        address: The registrar's `host:port`.
-        trust: Whose certificates count.
+        registrar: Where it is, and whose certificates count.
         consortium: Digest of its root, hex.
         site: The hospital.
         key: The hospital's, as the repository lists it in its role.
@@ -49,8 +55,7 @@ class SiteLine:
 
     def __init__(
         self,
-        address: str,
-        trust: ssl.SSLContext,
+        registrar: ServerRecord,
         *,
         consortium: str,
         site: SiteID,
@@ -61,7 +66,10 @@ class SiteLine:
         self._consortium, self._site, self._key = consortium, site, key
         self._clock, self._random_bytes = clock, random_bytes
         self._client = httpx.Client(
-            base_url=f"https://{address}", verify=trust, timeout=LIMIT_S, follow_redirects=False
+            base_url=f"https://{registrar.address}",
+            verify=ssl.create_default_context(cadata=registrar.root_certificates),
+            timeout=LIMIT_S,
+            follow_redirects=False,
         )
 
     def __enter__(self) -> Self:
@@ -94,18 +102,25 @@ class SiteLine:
             headers["content-type"] = "application/json"
         try:
             with self._client.stream(method, path, content=body or None, headers=headers) as response:
-                answer = _bounded(response)
+                answer = self._bounded(response)
         except httpx.TransportError as error:
-            raise NetworkError(
-                "site_line.unreachable",
-                f"The registrar does not answer: {error}.",
-                next_step="Check the network and the registrar; the same again changes nothing twice.",
-            ) from error
+            raise _unreachable(str(error)) from error
         if response.status_code in _PASSING:
             raise _busy(answer)
         if not response.is_success:
             raise _refused(response.status_code, answer)
         return answer
+
+    def _bounded(self, response: httpx.Response) -> bytes:
+        """The whole answer, within a size and a time: one that drips does not hold the hospital's tools."""
+        end_s, answer = self._clock.monotonic_s() + ANSWER_LIMIT_S, bytearray()
+        for chunk in response.iter_bytes():
+            answer += chunk
+            if len(answer) > MAX_ANSWER_BYTES:
+                raise _bad_answer(f"more than {MAX_ANSWER_BYTES} bytes")
+            if self._clock.monotonic_s() > end_s:
+                raise _unreachable(f"its answer took longer than {ANSWER_LIMIT_S:g} s")
+        return bytes(answer)
 
     def _authorization(self, method: str, path: str, body: bytes) -> str:
         request = SiteRequest(
@@ -123,13 +138,12 @@ class SiteLine:
         return f"DSSE {base64.urlsafe_b64encode(envelope).decode('ascii')}"
 
 
-def _bounded(response: httpx.Response) -> bytes:
-    answer = bytearray()
-    for chunk in response.iter_bytes():
-        answer += chunk
-        if len(answer) > MAX_ANSWER_BYTES:
-            raise _bad_answer(f"more than {MAX_ANSWER_BYTES} bytes")
-    return bytes(answer)
+def _unreachable(why: str) -> NetworkError:
+    return NetworkError(
+        "site_line.unreachable",
+        f"The registrar does not answer: {why}.",
+        next_step="Check the network and the registrar; the same again changes nothing twice.",
+    )
 
 
 def _busy(answer: bytes) -> NetworkError:

@@ -12,14 +12,16 @@ import structlog
 import typer
 
 from agent.core.clock import Clock, SystemClock
-from agent.core.errors import NetworkError, OperatorError
+from agent.core.errors import NetworkError, PeerProtocolError
 from agent.core.ids import SiteID, check_identifier
 from agent.core.logging import configure_logging
 from agent.trust.repository import TrustRepository
-from provisioning.authority.endorsing import Decide, EndorsingTool, Verdict, Waiting, decide_later
-from provisioning.authority.signers import Secrets, open_signer
-from provisioning.authority.site_repository import SitePlace, opened_tool
+from provisioning.authority.endorsing import Decide, EndorsingTool, Verdict, Waiting, decide_later, opened_tool
+from provisioning.authority.signers import open_signer
+from provisioning.authority.site_repository import SitePlace
+from provisioning.cli.desk import RegistrarOption, RootOption, SiteKeyOption, SiteOption
 from provisioning.cli.files import read_file
+from provisioning.cli.secrets import PassphraseFile, interactive
 
 BUSY_PAUSE_S: Final = 0.2
 IDLE_PAUSE_S: Final = 1.0
@@ -32,17 +34,17 @@ log = structlog.get_logger()
 
 def endorse(
     *,
-    site: Annotated[str, typer.Option(help="The hospital.")],
-    key: Annotated[str, typer.Option(help="Its key: file:<path>, piv:..., pkcs11:..., tpm:...")],
+    site: SiteOption,
+    key: SiteKeyOption,
     state: Annotated[Path, typer.Option(help="What this tool keeps: tokens, what they were used for, its own copy.")],
-    registrar: Annotated[str, typer.Option(help="The registrar's host:port.")],
-    root: Annotated[Path, typer.Option(help="1.root.json, as the consortium handed it out.")],
+    registrar: RegistrarOption,
+    root: RootOption,
     watch: Annotated[bool, typer.Option("--watch", help="Go on until stopped; ask nobody.")] = False,
-    passphrase_file: Annotated[Path | None, typer.Option(help="Opens the key's file.")] = None,
+    passphrase_file: PassphraseFile = None,
 ) -> None:
     """Look at the boxes that wait, and endorse those that prove this hospital's own token, or that you recognise."""
     site_id, clock = SiteID(check_identifier(site, kind="site")), SystemClock()
-    signer = open_signer(key, _secrets(passphrase_file))
+    signer = open_signer(key, interactive(passphrase_file))
     place = SitePlace(state, registrar, read_file(root))
     decide = (lambda _: decide_later) if watch else _ask
     with opened_tool(site_id, signer, place, clock, random_bytes=secrets.token_bytes, decide=decide) as tool:
@@ -72,7 +74,7 @@ def keep_looking(tool: EndorsingTool, clock: Clock, *, watch: bool, pause: Calla
                 tool.prepare()
                 prepared_s = clock.monotonic_s()
             waiting = tool.look()
-        except NetworkError as error:
+        except (NetworkError, PeerProtocolError) as error:
             if not watch:
                 raise
             log.warning("registrar_lost", error=error)
@@ -97,17 +99,3 @@ def _ask(copy: TrustRepository) -> Decide:
         return said[waiting.enrolment]
 
     return decide
-
-
-def _secrets(passphrase_file: Path | None) -> Secrets:
-    def ask(what: str) -> str:
-        if passphrase_file is not None:
-            return read_file(passphrase_file).decode().rstrip("\r\n")
-        try:
-            return str(typer.prompt(what.capitalize(), hide_input=True, err=True))
-        except typer.Abort as error:
-            raise OperatorError(
-                "cli.no_secret", f"No {what} was given.", next_step="Give it, or name --passphrase-file."
-            ) from error
-
-    return ask

@@ -9,7 +9,7 @@ import typer
 from agent.core.errors import OperatorError
 from agent.trust.records import NodeFile
 from provisioning.authority.site import SiteDesk
-from provisioning.cli.desk import RegistrarOption, RootOption, SiteKeyOption, SiteOption, StateOption, opened_desk
+from provisioning.cli.desk import RegistrarOption, RootOption, SiteKeyOption, SiteOption, StateOption, asked_office
 from provisioning.cli.secrets import PassphraseFile
 
 app = typer.Typer(name="node", help="A hospital's boxes.", no_args_is_help=True)
@@ -33,11 +33,13 @@ def list_nodes(
     passphrase_file: PassphraseFile = None,
 ) -> None:
     """Boxes on record, revoked ones included."""
-    with opened_desk(site, key, state=state, registrar=registrar, root=root, passphrase_file=passphrase_file) as opened:
-        reasons = {entry.key_id: entry.reason for entry in opened.desk.revocations}
-        if not opened.desk.nodes:
+    with asked_office(
+        site, key, state=state, registrar=registrar, root=root, passphrase_file=passphrase_file
+    ) as office:
+        reasons = {entry.key_id: entry.reason for entry in office.desk.revocations}
+        if not office.desk.nodes:
             typer.echo(f"{site} has no box on record yet.")
-        for node in opened.desk.nodes:
+        for node in office.desk.nodes:
             reason = reasons.get(node.root.key_id)
             mark = f"enrolled {node.enrolled:%Y-%m-%d}" if reason is None else f"REVOKED: {reason}"
             typer.echo(f"{node.node}  {node.kind.value}, evidence {node.evidence}  {mark}")
@@ -56,8 +58,10 @@ def revoke(
     passphrase_file: PassphraseFile = None,
 ) -> None:
     """Revoke a box's key, for good: every other box refuses it with its next look at the repository."""
-    with opened_desk(site, key, state=state, registrar=registrar, root=root, passphrase_file=passphrase_file) as opened:
-        opened.publish(lambda desk: desk.revoke(_find(desk, node).root.key_id, reason))
+    with asked_office(
+        site, key, state=state, registrar=registrar, root=root, passphrase_file=passphrase_file
+    ) as office:
+        office.publish(lambda desk: desk.revoke(_find(desk, node).root.key_id, reason))
         typer.echo(f"{node} is revoked.")
 
 
@@ -73,8 +77,10 @@ def replace(
     passphrase_file: PassphraseFile = None,
 ) -> None:
     """Make way for a box with a new key, after a repair say: the old key is revoked, and the box enrols anew."""
-    with opened_desk(site, key, state=state, registrar=registrar, root=root, passphrase_file=passphrase_file) as opened:
-        opened.publish(lambda desk: desk.revoke(_find(desk, node).root.key_id, "replaced"))
+    with asked_office(
+        site, key, state=state, registrar=registrar, root=root, passphrase_file=passphrase_file
+    ) as office:
+        office.publish(lambda desk: desk.revoke(_find(desk, node).root.key_id, "replaced"))
         typer.echo(f"The old key of {node} is revoked.")
         typer.echo(f"Issue a token (seh-provision token issue --site {site}), and on the box: seh-agent re-enrol")
 

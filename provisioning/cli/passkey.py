@@ -8,7 +8,7 @@ import typer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent.core.errors import PeerProtocolError
-from provisioning.cli.desk import RegistrarOption, RootOption, SiteKeyOption, SiteOption, StateOption, opened_desk
+from provisioning.cli.desk import RegistrarOption, RootOption, SiteKeyOption, SiteOption, StateOption, asked_office
 from provisioning.cli.secrets import PassphraseFile
 
 _PLACE: Final = "/passkeys"
@@ -41,8 +41,10 @@ def passkey(
     """Invite a technician to make a passkey; show the code to the telephone within 15 minutes."""
     from provisioning.tokens.qr import terminal_code  # noqa: PLC0415 - an optional library
 
-    with opened_desk(site, key, state=state, registrar=registrar, root=root, passphrase_file=passphrase_file) as opened:
-        answer = opened.line.call("DELETE" if forget else "POST", _PLACE)
+    with asked_office(
+        site, key, state=state, registrar=registrar, root=root, passphrase_file=passphrase_file
+    ) as office:
+        answer = office.line.call("DELETE" if forget else "POST", _PLACE)
     try:
         if forget:
             typer.echo(f"{_Forgotten.model_validate_json(answer).forgotten} passkey(s) of {site} count no more.")

@@ -24,7 +24,7 @@ from provisioning.cli.ceremony import (
     site_keys,
     tell_outcome,
 )
-from provisioning.cli.desk import RegistrarOption, RootOption, SiteKeyOption, SiteOption, StateOption, opened_desk
+from provisioning.cli.desk import RegistrarOption, RootOption, SiteKeyOption, SiteOption, StateOption, asked_office
 from provisioning.cli.endorse import endorse
 from provisioning.cli.passkey import passkey
 from provisioning.cli.secrets import PassphraseFile, interactive
@@ -106,8 +106,10 @@ def move(
 ) -> None:
     """Move the hospital to another key: the old one says so, and no box takes it from anybody else."""
     successor = open_signer(new_key, interactive(passphrase_file))
-    with opened_desk(site, key, state=state, registrar=registrar, root=root, passphrase_file=passphrase_file) as opened:
-        opened.publish(lambda desk: desk.move_to([successor]))
+    with asked_office(
+        site, key, state=state, registrar=registrar, root=root, passphrase_file=passphrase_file
+    ) as office:
+        office.publish(lambda desk: desk.move_to([successor]))
     typer.echo(f"{site} has named its next key, {fingerprint(successor.public_key)}.")
     typer.echo("Now the consortium follows: seh-provision site add NAME --public-key FILE --follow")
     typer.echo("Then sign with it once: seh-provision site renew")
@@ -124,6 +126,8 @@ def renew(
     passphrase_file: PassphraseFile = None,
 ) -> None:
     """Sign the hospital's record again before its time runs out; `site endorse` does so by itself."""
-    with opened_desk(site, key, state=state, registrar=registrar, root=root, passphrase_file=passphrase_file) as opened:
-        staged = opened.publish(SiteDesk.renew)
+    with asked_office(
+        site, key, state=state, registrar=registrar, root=root, passphrase_file=passphrase_file
+    ) as office:
+        staged = office.publish(SiteDesk.renew)
         typer.echo(f"{SitePaths(site).role}, version {staged.version}, is published.")

@@ -9,7 +9,7 @@ import typer
 
 from agent.core.errors import OperatorError
 from agent.trust.records import StewardFile, parse_record
-from provisioning.cli.desk import RegistrarOption, RootOption, SiteKeyOption, SiteOption, StateOption, opened_desk
+from provisioning.cli.desk import RegistrarOption, RootOption, SiteKeyOption, SiteOption, StateOption, asked_office
 from provisioning.cli.files import read_file
 from provisioning.cli.secrets import PassphraseFile
 
@@ -40,6 +40,8 @@ def add(
             f"{file} is a record of {steward.site}, not of {site}.",
             next_step="Name the right file, or the right hospital.",
         )
-    with opened_desk(site, key, state=state, registrar=registrar, root=root, passphrase_file=passphrase_file) as opened:
-        opened.publish(lambda desk: desk.add_steward(steward))
+    with asked_office(
+        site, key, state=state, registrar=registrar, root=root, passphrase_file=passphrase_file
+    ) as office:
+        office.publish(lambda desk: desk.add_steward(steward))
         typer.echo(f"{steward.steward} is on record at {site}.")

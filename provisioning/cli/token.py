@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import secrets
-import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,18 +17,20 @@ from agent.core.errors import OperatorError
 from agent.core.ids import SiteID, check_identifier
 from agent.trust.fingerprint import consortium_words
 from agent.trust.snapshot import TrustSnapshot
-from provisioning.authority.signers import elliptic_key, open_signer, sign_der
+from provisioning.authority.signers import open_signer
 from provisioning.authority.site_line import SiteLine
+from provisioning.authority.site_office import issuer_of
+from provisioning.authority.site_repository import SitePlace
+from provisioning.cli.desk import RegistrarOption, RootOption, SiteKeyOption, SiteOption, StateOption
 from provisioning.cli.files import read_file
+from provisioning.cli.secrets import PassphraseFile, interactive
 from provisioning.tokens.consortium import check_issuer, fetch_consortium
 from provisioning.tokens.register import SiteRegister
 from provisioning.tokens.state import SiteTokenFiles
-from provisioning.tokens.token import LONGEST_VALIDITY_S, Destination, IssuedToken, Issuer, issue, make_tokens
+from provisioning.tokens.token import LONGEST_VALIDITY_S, Destination, IssuedToken, issue, make_tokens
 
 app = typer.Typer(name="token", help="Enrolment tokens.", no_args_is_help=True)
 
-TOKENS_DIRECTORY: Final = "tokens"
-"""Of kept tokens, within the endorsing tool's state."""
 _SECONDS_FOR_UNIT: Final = {"h": 3600, "d": 86_400}
 
 
@@ -96,11 +97,11 @@ def _token() -> None:
 @app.command("issue")
 def issue_tokens(
     *,
-    site: Annotated[str, typer.Option(help="The hospital that the boxes join.")],
-    key: Annotated[str, typer.Option(help="The site's key: file:<path>, piv:..., pkcs11:..., tpm:...")],
-    state: Annotated[Path, typer.Option(help="The state directory of `seh-provision site endorse`.")],
-    registrar: Annotated[str, typer.Option(help="The registrar's host:port.")],
-    root: Annotated[Path, typer.Option(help="1.root.json, as the consortium handed it out.")],
+    site: SiteOption,
+    key: SiteKeyOption,
+    state: StateOption,
+    registrar: RegistrarOption,
+    root: RootOption,
     box: Annotated[
         list[str] | None,
         typer.Option(help="Only this box can use the token: the name of its TPM's endorsement key, hex."),
@@ -114,9 +115,7 @@ def issue_tokens(
     qr: Annotated[Path | None, typer.Option(help="A picture of the code, .png or .svg.")] = None,
     qr_terminal: Annotated[bool, typer.Option("--qr-terminal", help="Show the code here.")] = False,
     sheet: Annotated[Path | None, typer.Option(help="A PDF to print, one label for each box.")] = None,
-    passphrase_file: Annotated[
-        Path | None, typer.Option(help="Holds the key's passphrase; asked for if left out.")
-    ] = None,
+    passphrase_file: PassphraseFile = None,
 ) -> None:
     """Issue tokens with the site's key, and make them known to the registrar."""
     site_id = SiteID(check_identifier(site, kind="site"))
@@ -126,22 +125,21 @@ def issue_tokens(
     boxes = boxes or [None] * count
     media = Media(usb, erase, file, qr, qr_terminal, sheet)
     media.check(len(boxes))
-    consortium = fetch_consortium(registrar, read_file(root), clock)
-    issuer = _issuer(key, passphrase_file)
+    place = SitePlace(state, registrar, read_file(root))
+    consortium = fetch_consortium(registrar, place.first_root, clock)
+    issuer = issuer_of(open_signer(key, interactive(passphrase_file)))
     check_issuer(consortium, site_id, issuer)
     destination = Destination.of(consortium.consortium.registrar, consortium.root_digest)
     tokens = make_tokens(destination, site_id, boxes=boxes, expires_s=expires_s, random_bytes=secrets.token_bytes)
-    trust = ssl.create_default_context(cadata=consortium.consortium.registrar.root_certificates)
     with SiteLine(
-        destination.registrar,
-        trust,
+        consortium.consortium.registrar,
         consortium=consortium.root_digest,
         site=site_id,
         key=issuer,
         clock=clock,
         random_bytes=secrets.token_bytes,
     ) as line:
-        issued = issue(tokens, issuer, SiteRegister(line), SiteTokenFiles(state / TOKENS_DIRECTORY))
+        issued = issue(tokens, issuer, SiteRegister(line), SiteTokenFiles(place.tokens))
     media.write(issued, consortium, label or ())
     until = datetime.fromtimestamp(expires_s, UTC)
     typer.echo(f"{len(issued)} token(s) for {site_id}, each good for one box until {until:%Y-%m-%d %H:%M} UTC.")
@@ -181,16 +179,6 @@ def _ek_name(text: str) -> bytes:
             next_step="Copy what `seh-agent key show` on the box says under TPM.",
         )
     return bytes.fromhex(text)
-
-
-def _issuer(uri: str, passphrase_file: Path | None) -> Issuer:
-    def ask(what: str) -> str:
-        if passphrase_file is not None:
-            return read_file(passphrase_file).decode("utf-8", errors="replace").rstrip("\r\n")
-        return str(typer.prompt(what[:1].upper() + what[1:], hide_input=True, err=True))
-
-    signer = open_signer(uri, ask)
-    return Issuer(elliptic_key(signer.public_key), lambda data: sign_der(signer, data))
 
 
 def _bad_media(what: str) -> OperatorError:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.core.errors import PeerProtocolError
 from provisioning.authority.endorsing import Verdict, Waiting
 from provisioning.cli.endorse import keep_looking
 from tests.simulators.endorsement import EndorsingScene, PlayedBox
@@ -203,6 +204,43 @@ def test_boxes_that_come_together_are_endorsed_with_one_signature(scene: Endorsi
     scene.tool.look()
     assert sorted(scene.nodes()) == sorted(box.key.key_id for box in boxes.values())
     assert scene.repository.snapshot.meta[SITE_ROLE].version == before + 1
+
+
+def test_what_another_of_the_hospitals_tools_published_meanwhile_costs_one_more_try(scene: EndorsingScene) -> None:
+    box = scene.box(scene.token())
+    scene.registrar.add(box)
+    scene.tool.look()
+    scene.registrar.answer(box, scene.asker_key)
+    scene.registrar.conflicts = 1
+    scene.tool.look()
+    assert scene.nodes() == [box.key.key_id]
+    assert scene.registrar.conflicts == 0
+
+
+def test_a_registrar_that_takes_no_record_ends_no_tool_and_refuses_no_box(scene: EndorsingScene) -> None:
+    box = scene.box(scene.token())
+    scene.registrar.add(box)
+    scene.tool.look()
+    scene.registrar.answer(box, scene.asker_key)
+    scene.registrar.conflicts = 2
+    assert scene.tool.look() == 1
+    assert scene.registrar.refusals == {}
+    scene.tool.look()
+    assert scene.nodes() == [box.key.key_id]
+
+
+def test_a_repository_that_does_not_hold_is_no_box_s_fault(scene: EndorsingScene) -> None:
+    box = scene.box(scene.token())
+    scene.registrar.add(box)
+    scene.tool.look()
+    scene.registrar.answer(box, scene.asker_key)
+    scene.repository.interfere = lambda path: b"{}" if path == "timestamp.json" else None
+    with pytest.raises(PeerProtocolError):
+        scene.tool.look()
+    assert scene.registrar.refusals == {}
+    scene.repository.interfere = lambda _: None
+    scene.tool.look()
+    assert scene.nodes() == [box.key.key_id]
 
 
 def test_the_hospital_signs_anew_before_its_records_run_out(scene: EndorsingScene) -> None:

@@ -26,15 +26,17 @@ from agent.trust.snapshot import Environment
 from agent.trust.study import Study
 from provisioning.authority.ceremony import Ceremony, add_site
 from provisioning.authority.consortium import Founding, FoundingPlan
+from provisioning.authority.endorsing import opened_tool
 from provisioning.authority.keyring import Keyring
 from provisioning.authority.layout import AuthorityLayout
 from provisioning.authority.online import LocalOnlineSigner
 from provisioning.authority.publisher import Publisher
 from provisioning.authority.roles import RoleKeys
-from provisioning.authority.signers import create_file_key, elliptic_key, listed_key, sign_der
+from provisioning.authority.signers import create_file_key, elliptic_key, listed_key
 from provisioning.authority.site import LocalSource, SiteDesk
 from provisioning.authority.site_line import SiteLine
-from provisioning.authority.site_repository import SitePlace, opened_tool
+from provisioning.authority.site_office import issuer_of
+from provisioning.authority.site_repository import SitePlace
 from provisioning.authority.superlink import flower_environment
 from provisioning.authority.tls import ServerFiles
 from provisioning.tokens.register import SiteRegister
@@ -74,7 +76,7 @@ class Office:
     @property
     def issuer(self) -> Issuer:
         """Signs tokens and requests."""
-        return Issuer(elliptic_key(self.signer.public_key), lambda data: sign_der(self.signer, data))
+        return issuer_of(self.signer)
 
 
 @dataclass(slots=True)
@@ -206,8 +208,7 @@ class Authority:
             destination, office.site, boxes=[None], expires_s=expires_s, random_bytes=secrets.token_bytes
         )
         with SiteLine(
-            self.plan.registrar,
-            ssl.create_default_context(cadata=self._root_certificates),
+            record,
             consortium=self.root_digest,
             site=office.site,
             key=office.issuer,

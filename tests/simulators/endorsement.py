@@ -17,16 +17,16 @@ from tuf.api.metadata import Metadata, MetaFile, TargetFile, Targets
 from agent.attestation.binding import Exchange
 from agent.attestation.enrolling import ENDORSEMENT_LABEL, token_proof
 from agent.attestation.evidence import encode_evidence
+from agent.core.errors import OperatorError
 from agent.core.ids import SiteID
 from agent.enrolment.conversation import gather_evidence
 from agent.identity.key import HardwareKey, init_key
 from agent.statements.roots import KeyKind, key_id, public_key_bytes
 from agent.trust.records import CONSORTIUM_TARGET, EvidenceTerms, NodeFile, SitePaths, parse_record
 from agent.trust.token import Token, site_secret
-from provisioning.authority.endorsing import Decide, EndorsingTool, Repository, decide_later
-from provisioning.authority.site import SiteDesk
+from provisioning.authority.endorsing import Decide, EndorsingTool, decide_later
 from provisioning.authority.site_line import SiteLine
-from provisioning.authority.site_repository import FetchedSource
+from provisioning.authority.site_office import SiteOffice
 from provisioning.tokens.state import KeptToken, SiteTokenFiles, UsedTokenFiles
 from tests.simulators.clock import SetClock
 from tests.simulators.repository import PlayedRepository, consortium, new_signer
@@ -69,6 +69,7 @@ class CarryingRegistrar(SiteLine):
         self.refusals: dict[str, dict[str, str]] = {}
         self.asked: dict[str, dict[str, str]] = {}
         self.published: list[str] = []
+        self.conflicts = 0
 
     def add(self, box: PlayedBox, *, name: str = "one", **changes: object) -> None:
         """A box waits for its hospital."""
@@ -102,6 +103,11 @@ class CarryingRegistrar(SiteLine):
             return json.dumps({"enrolments": list(self.waiting.values())}).encode()
         fields = json.loads(body)
         if place == "/metadata":
+            if self.conflicts:
+                self.conflicts -= 1
+                raise OperatorError(
+                    "site_line.refused", "Not next.", next_step="None.", registrar_code="authority.may_not_follow"
+                )
             self._publish(fields)
             return b"{}"
         _, _, name, what = place.split("/")
@@ -172,15 +178,11 @@ class EndorsingScene:
         """Start the tool, as after a restart."""
         copy = self.repository.client(self.directory / "trust")
         self.close = copy.close
-        signer = new_signer(self.key)
+        office = SiteOffice(SITE, new_signer(self.key), copy, self.registrar, self.clock)
         self.tool = EndorsingTool(
-            SITE,
-            self.asker_key,
-            self.registrar,
-            Repository(copy.refresh, lambda: SiteDesk(SITE, FetchedSource(copy), [signer], self.clock)),
+            office,
             kept=SiteTokenFiles(self.directory / "tokens"),
             used=UsedTokenFiles(self.directory / "used"),
-            clock=self.clock,
             random_bytes=os.urandom,
             decide=lambda waiting: self.decide(waiting),  # noqa: PLW0108 - a test changes it later
         )
@@ -207,13 +209,8 @@ class EndorsingScene:
     def revoke(self, box: PlayedBox) -> None:
         """The hospital revokes a box's key."""
         with self.repository.client(self.directory / "office") as copy:
-            copy.refresh()
-            desk = SiteDesk(SITE, FetchedSource(copy), [new_signer(self.key)], self.clock)
-            staged = desk.revoke(box.key.key_id, "Lost.")
-        files = {path: _text(data) for path, data in staged.targets.items()}
-        self.registrar.call(
-            "POST", "/metadata", json.dumps({"metadata": _text(staged.metadata), "targets": files}).encode()
-        )
+            office = SiteOffice(SITE, new_signer(self.key), copy, self.registrar, self.clock)
+            office.publish(lambda desk: desk.revoke(box.key.key_id, "Lost."))
 
     def nodes(self) -> list[str]:
         """Key ids on record at the hospital, as anybody reads them."""

@@ -45,12 +45,13 @@ from agent.service.trust import found_repository
 from agent.statements.envelope import Proof, encode_proof, pre_authentication_encoding
 from agent.statements.kinds import SiteRequest
 from agent.statements.roots import KeyKind, key_id, public_key_bytes
-from agent.trust.records import NodeFile
+from agent.trust.records import NodeFile, ServerRecord
 from agent.trust.token import Token, issue_token, registrar_secret, site_secret
-from provisioning.authority.endorsing import Decide, EndorsingTool, decide_later
-from provisioning.authority.signers import elliptic_key, load_file_key, sign_der
+from provisioning.authority.endorsing import Decide, EndorsingTool, decide_later, opened_tool
+from provisioning.authority.signers import load_file_key
 from provisioning.authority.site_line import SiteLine
-from provisioning.authority.site_repository import SitePlace, opened_tool
+from provisioning.authority.site_office import issuer_of
+from provisioning.authority.site_repository import SitePlace
 from provisioning.tokens.register import SiteRegister
 from provisioning.tokens.state import SiteTokenFiles
 from provisioning.tokens.token import Destination, IssuedToken, Issuer, TokenEntry, issue, make_tokens
@@ -239,8 +240,7 @@ class RegistrarHost:
     def line(self, site: str, *, signer: Signer | None = None) -> SiteLine:
         """The hospital's line."""
         return SiteLine(
-            self.address,
-            self.trust,
+            ServerRecord(address=self.address, root_certificates=self.authority.read_text("ascii")),
             consortium=self.root_digest,
             site=SiteID(site),
             key=issuer_of(signer or self.sites[site]),
@@ -383,11 +383,6 @@ class PlainBox:
     def wait_enrolled(self, *, limit_s: float = 30.0) -> None:
         """Until the registrar says so."""
         wait_until(lambda: self.situation()["state"] == "enrolled", limit_s=limit_s, what="the box is enrolled")
-
-
-def issuer_of(signer: Signer) -> Issuer:
-    """A key of the hospital as tools take it."""
-    return Issuer(elliptic_key(signer.public_key), lambda data: sign_der(signer, data))
 
 
 def _padded(data: bytes) -> str:

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import os
-import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from agent.core.errors import NetworkError, OperatorError, PeerProtocolError
 from agent.statements.envelope import parse_proof
 from agent.statements.kinds import SiteRequest
 from agent.statements.roots import verify_with
+from agent.trust.records import ServerRecord
 from provisioning.authority.site_line import MAX_ANSWER_BYTES, SiteLine
 from provisioning.tokens.register import SiteRegister
 from provisioning.tokens.token import TokenEntry
@@ -40,10 +40,11 @@ def registrar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Playe
         played.close()
 
 
-def add(registrar: PlayedTokenDesk, *, address: str = "", trust: ssl.SSLContext | None = None) -> None:
-    address, trust = address or registrar.address, trust or registrar.trust
+def add(registrar: PlayedTokenDesk, *, address: str = "", root: Path | None = None) -> None:
+    certificates = (root or registrar.root).read_text("ascii")
+    record = ServerRecord(address=address or registrar.address, root_certificates=certificates)
     with SiteLine(
-        address, trust, consortium=CONSORTIUM, site=TOKEN.site, key=KEY, clock=CLOCK, random_bytes=os.urandom
+        record, consortium=CONSORTIUM, site=TOKEN.site, key=KEY, clock=CLOCK, random_bytes=os.urandom
     ) as line:
         SiteRegister(line).add(ENTRY)
 
@@ -105,9 +106,9 @@ def test_another_answer_is_the_other_side_s_fault(registrar: PlayedTokenDesk, st
 
 def test_a_registrar_under_another_authority_learns_nothing(registrar: PlayedTokenDesk, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
-    other = ssl.create_default_context(cafile=str(prepare_tls(tmp_path / "other").root))
+    other = prepare_tls(tmp_path / "other").root
     with pytest.raises(NetworkError) as caught:
-        add(registrar, trust=other)
+        add(registrar, root=other)
     assert caught.value.code == "site_line.unreachable"
     assert registrar.paths == []
 
