@@ -75,7 +75,7 @@ class Cosigner:
                 # 1. Who asks must hold another online key: nobody else gets anything signed here.
                 self._check_asker(proposal.applied(before), proposal)
                 # 2. It must follow what was signed before, by this clock.
-                after = check_successor(before, proposal, now=self._clock.now()).state
+                after = check_successor(before, proposal, now=self._clock.now())
                 # 3. On the disk before the signature exists: after a power cut, nothing else is signed in its place.
                 with storing():
                     store_atomically(self._path, encode_state(after), mode=0o600)

@@ -7,7 +7,6 @@ neither take anything back, nor hold time still for longer than a timestamp coun
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -34,30 +33,16 @@ CLOCK_SLACK: Final = timedelta(minutes=5)
 """How far the clocks of two organisations, or of a hospital and the registrar, may lie apart."""
 
 
-@dataclass(frozen=True, slots=True)
-class Successor:
-    """A proposal that may be signed.
-
-    Args:
-        state: The state after it.
-        root: The newest root.
-        snapshot: Its snapshot.
-        timestamp: Its timestamp.
-    """
-
-    state: RepositoryState
-    root: Root
-    snapshot: Metadata[Snapshot]
-    timestamp: Metadata[Timestamp]
-
-
-def check_successor(before: RepositoryState, proposal: Proposal, *, now: datetime) -> Successor:
+def check_successor(before: RepositoryState, proposal: Proposal, *, now: datetime) -> RepositoryState:
     """Check that `proposal` may follow `before`; signatures of the online roles are the caller's to check.
 
     Args:
         before: Verified; the empty state where nothing was published yet.
         proposal: What is to follow.
         now: The time here.
+
+    Returns:
+        The state after it.
 
     Raises:
         PeerProtocolError: It may not.
@@ -66,22 +51,22 @@ def check_successor(before: RepositoryState, proposal: Proposal, *, now: datetim
         return _check_successor(before, proposal, now)
 
 
-def _check_successor(before: RepositoryState, proposal: Proposal, now: datetime) -> Successor:
+def _check_successor(before: RepositoryState, proposal: Proposal, now: datetime) -> RepositoryState:
     after = proposal.applied(before)
     # 1. Root: every version signed by its own quorum and by that of the one before.
     root, _ = verify_roots(after.roots)
-    snapshot = Metadata[Snapshot].from_bytes(after.snapshot)
-    timestamp = Metadata[Timestamp].from_bytes(after.timestamp)
+    snapshot = Metadata[Snapshot].from_bytes(after.snapshot).signed
+    timestamp = Metadata[Timestamp].from_bytes(after.timestamp).signed
     # 2. Timestamp: the next one, made now, for no longer than a day, naming this snapshot.
-    _check_timestamp(before, timestamp.signed, now)
-    if timestamp.signed.snapshot_meta.version != snapshot.signed.version:
+    _check_timestamp(before, timestamp, now)
+    if timestamp.snapshot_meta.version != snapshot.version:
         raise _may_not("its timestamp names another snapshot")
     # 3. Snapshot: the same, or the next one; nothing that it lists runs backwards.
-    changed = _check_snapshot(before, after, proposal, snapshot.signed, now)
+    changed = _check_snapshot(before, after, proposal, snapshot, now)
     # 4. Roles: every one that changed, or whose delegator did, verifies; none lists what belongs to a hospital.
-    _check_roles(before, after, root, snapshot.signed.meta, changed)
+    _check_roles(before, after, root, snapshot.meta, changed)
     _check_lifetimes(after, changed, root, proposal, now)
-    return Successor(after, root, snapshot, timestamp)
+    return after
 
 
 def _check_timestamp(before: RepositoryState, timestamp: Timestamp, now: datetime) -> None:
