@@ -157,7 +157,6 @@ class Ceremony:
         edit: Edit,
         *,
         targets: Mapping[str, bytes] | None = None,
-        with_roles: Mapping[str, bytes] | None = None,
     ) -> PendingChange:
         """Make the next version of an offline role.
 
@@ -165,7 +164,6 @@ class Ceremony:
             role: `targets`, `sites`, `studies` or `releases`.
             edit: What changes beside version and expiry.
             targets: Contents of the files that it lists anew.
-            with_roles: Metadata of other roles that is published with it.
 
         Returns:
             The change: published if it is complete, else kept in `pending/`.
@@ -179,8 +177,9 @@ class Ceremony:
         metadata = next_version(_required(state, role), role=role, now=self._clock.now())
         edit(metadata.signed)
         above = state.roots[-1] if role == Targets.type else _required(state, Targets.type)
-        roles = {**(with_roles or {}), role: metadata.to_bytes()}
-        return self.complete(PendingChange(role, above, Change(roles=roles, targets=targets or {})))
+        return self.complete(
+            PendingChange(role, above, Change(roles={role: metadata.to_bytes()}, targets=targets or {}))
+        )
 
     def rotate_root(self, keys: Mapping[str, RoleKeys]) -> PendingChange:
         """Make the next version of the root; the quorum before and the new one must sign.

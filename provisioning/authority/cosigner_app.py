@@ -138,17 +138,17 @@ def _parse(data: bytes) -> Proposal:
     try:
         return parse_proposal(data)
     except ValueError as error:
-        raise _bad_proposal("it is none") from error
+        raise _bad_proposal() from error
 
 
 def _answer(signature: Signature) -> SignatureAnswer:
     return SignatureAnswer(keyid=signature.keyid, sig=signature.signature)
 
 
-def _bad_proposal(what: str) -> PeerProtocolError:
+def _bad_proposal() -> PeerProtocolError:
     return PeerProtocolError(
         "cosigner.bad_proposal",
-        f"The cosigner cannot read what it is to sign: {what}.",
+        "The cosigner cannot read what it is to sign.",
         next_step="See that registrar and cosigner run the same version.",
     )
 

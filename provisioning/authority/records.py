@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from tuf.api.metadata import DelegatedRole, Metadata, TargetFile, Targets
+from tuf.api.metadata import Metadata, TargetFile, Targets
 
 from agent.core.errors import PeerProtocolError
-from agent.trust.delegations import SITES, delegated_keys
+from agent.core.ids import SiteID
+from agent.trust.delegations import SITES, delegated_keys, delegated_sites
 from agent.trust.records import CONSORTIUM_TARGET, ConsortiumRecord, RevocationsFile, SitePaths, parse_record
 from agent.trust.site_records import parse_site, site_files
 from agent.trust.tuf_faults import translated
@@ -64,12 +63,12 @@ def _check_target(target: TargetFile, data: bytes | None, files: RepositoryFiles
 
 def _check_records(name: str, role: Targets, roles: dict[str, bytes], change: Change, files: RepositoryFiles) -> None:
     if name.startswith(SITE_ROLE_PREFIX):
-        paths = SitePaths(name.removeprefix(SITE_ROLE_PREFIX))
+        site = SiteID(name.removeprefix(SITE_ROLE_PREFIX))
+        paths = SitePaths(site)
         sites = Metadata[Targets].from_bytes(roles[SITES]).signed
-        (delegation,) = _delegations_of(sites, name)
         found = site_files(paths, role)
         contents = {path: _content(role.targets[path], change, files) for path in found.all}
-        parse_site(paths, role, delegated_keys(sites, delegation, role.version), found, contents)
+        parse_site(paths, role, delegated_keys(sites, delegated_sites(sites)[site], role.version), found, contents)
     elif name == Targets.type:
         if CONSORTIUM_TARGET not in role.targets:
             raise _bad_target(f"{CONSORTIUM_TARGET} is missing")
@@ -89,11 +88,6 @@ def _check_revocations(name: str, before: bytes, role: Targets, change: Change, 
 
 def _revoked(data: bytes) -> frozenset[str]:
     return frozenset(entry.key_id for entry in parse_record(RevocationsFile, data).revocations)
-
-
-def _delegations_of(sites: Targets, name: str) -> Iterator[DelegatedRole]:
-    if sites.delegations is not None and sites.delegations.roles is not None:
-        yield sites.delegations.roles[name]
 
 
 def _content(target: TargetFile, change: Change, files: RepositoryFiles) -> bytes:
