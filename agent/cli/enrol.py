@@ -288,7 +288,7 @@ def _by_phone(settings: AgentConfig, key: HardwareKey, link: ec.EllipticCurvePub
     def show(code: Code) -> None:
         typer.echo(terminal_code(code.address))
         typer.echo(f"Open this page on a telephone that holds a passkey of this hospital: {code.address}")
-        typer.secho(f"\n    {code.spaced}\n", bold=True)
+        typer.secho(f"\n    {code.grouped}\n", bold=True)
         typer.echo("Type this code there. There is one attempt, and five minutes.")
 
     return token_by_phone(

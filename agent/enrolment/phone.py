@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Annotated, Final
 
@@ -59,9 +60,9 @@ class Code:
     text: str
 
     @property
-    def spaced(self) -> str:
-        """The text as people read it."""
-        return f"{self.text[:4]} {self.text[4:]}"
+    def grouped(self) -> str:
+        """The text as people read it, and as the page shows it."""
+        return f"{self.text[:4]}-{self.text[4:]}"
 
 
 class _Begun(BaseModel):
@@ -112,13 +113,11 @@ def token_by_phone(
         NetworkError: It does not answer.
     """
     authority = fetch_authority(registrar.address, registrar.tls_pin, proxy=registrar.proxy, clock=clock)
-    line = RegistrarLine(registrar.address, trust_in(authority), proxy=registrar.proxy, clock=clock)
-    try:
+    trust = trust_in(authority)
+    with closing(RegistrarLine(registrar.address, trust, proxy=registrar.proxy, clock=clock)) as line:
         path, code = _pair(line, box, registrar, random_bytes)
         show(code)
         return _await_approval(line, path, clock, wait)
-    finally:
-        line.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,15 +130,8 @@ class _Path:
 
 def _pair(line: RegistrarLine, box: Box, registrar: PresetRegistrar, random_bytes: RandomBytes) -> tuple[_Path, Code]:
     ek_name, key_name = box.key.evidence_names()
-    link, secret = public_key_bytes(box.link), encode_bytes(random_bytes(SECRET_BYTES))
-    fields = {
-        "secret": secret,
-        "kind": box.key.kind.value,
-        "public_key": encode_bytes(public_key_bytes(box.key.public_key())),
-        "link_key": encode_bytes(link),
-        "ek_name": encode_bytes(ek_name),
-        "key_name": encode_bytes(key_name),
-    }
+    secret = encode_bytes(random_bytes(SECRET_BYTES))
+    fields = {"secret": secret} | box.fields(ek_name, key_name)
     begun = parse_answer(_Begun, line.call(Request("POST", "/v1/pairings", encode_fields(fields))))
     path = f"/v1/pairings/{begun.pairing}"
     # Ours is shown only now that the registrar is bound to its own: neither side can choose the code.
@@ -152,6 +144,7 @@ def _pair(line: RegistrarLine, box: Box, registrar: PresetRegistrar, random_byte
             "The registrar changed its part of the code after it saw this box's.",
             next_step="Do not go on. Tell the consortium.",
         )
+    link = public_key_bytes(box.link)
     text = pairing_code(ek_name, key_name, link, registrar_nonce=revealed.nonce, box_nonce=ours)
     return _Path(path, secret), Code(f"https://{registrar.address}/approve/{begun.pairing}", text)
 

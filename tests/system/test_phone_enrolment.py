@@ -53,7 +53,7 @@ def approve(host: RegistrarHost, client: httpx.Client, passkey: PlayedPasskey, c
     """A technician with the telephone; returns the words that the page shows."""
     page = code.address.removeprefix(f"https://{host.address}")
     assert "Approve a box" in client.get(page).text
-    options = post(client, f"{page}/options", {"code": code.spaced})
+    options = post(client, f"{page}/options", {"code": code.grouped})
     return str(post(client, f"{page}/approval", {"answer": passkey.sign(options)})["words"])
 
 
