@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from agent.attestation.credential import Credential
 from agent.core.base64url import decode_bytes
-from agent.trust.records import Hex32
+from agent.statements.kinds import Hex32
 
 
 class State(StrEnum):

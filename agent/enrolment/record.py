@@ -26,7 +26,7 @@ from agent.core.errors import HardwareError, OperatorError
 from agent.core.files import store_atomically, sync_directory
 from agent.core.ids import IdentifierText
 from agent.core.validation import explain_invalid
-from agent.trust.records import Hex32
+from agent.statements.kinds import Hex32
 from agent.trust.snapshot import Environment
 from agent.trust.store import load_pins
 from agent.trust.token import MAX_TOKEN_CHARACTERS, Token

@@ -29,7 +29,7 @@ from agent.identity.key import HardwareKey
 from agent.identity.link import link_key
 from agent.identity.vault import Vault
 from agent.service.trust import found_repository
-from agent.trust.records import Hex32
+from agent.statements.kinds import Hex32
 from agent.trust.token import parse_token
 
 MAX_PRESET_BYTES: Final = 1 << 14

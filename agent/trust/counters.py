@@ -22,6 +22,7 @@ from agent.core.errors import HardwareError, OperatorError, PeerProtocolError
 from agent.core.files import store_atomically
 from agent.core.validation import explain_invalid
 from agent.statements.chain import Session
+from agent.statements.kinds import Hex32, Seconds
 from agent.statements.roots import KeyKind
 
 COUNTERS_FILE_NAME: Final = "counters.json"
@@ -31,8 +32,6 @@ MAX_FILE_BYTES: Final = 1 << 21
 OVERLAP_S: Final = 3600
 """How long, in seconds, the certificate before the newest still counts: a coordinator shows what it was given for half
 an hour, while another study's already shows the next."""
-
-_Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Stored(BaseModel):
@@ -50,9 +49,9 @@ class _Seen(_Stored):
     """
 
     count: Annotated[int, Field(gt=0, lt=1 << 32)]
-    certificate: _Digest
-    before: _Digest | None = None
-    seen_s: Annotated[int, Field(ge=0, lt=1 << 53)]
+    certificate: Hex32
+    before: Hex32 | None = None
+    seen_s: Seconds
 
     def admits(self, session: Session, *, now_s: int) -> bool:
         """Whether a certificate that shows no higher count was accepted here before, and may come again."""
@@ -63,7 +62,7 @@ class _Seen(_Stored):
 
 class _File(_Stored):
     format: Literal["secur-e-health/counters/1"] = "secur-e-health/counters/1"
-    counters: Annotated[dict[_Digest, _Seen], Field(max_length=MAX_KEYS)] = {}
+    counters: Annotated[dict[Hex32, _Seen], Field(max_length=MAX_KEYS)] = {}
 
 
 class CounterStore:

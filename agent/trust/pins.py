@@ -20,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from agent.core.errors import OperatorError, PeerProtocolError
 from agent.core.ids import IdentifierText
 from agent.core.validation import explain_invalid
-from agent.trust.records import Hex32, PEMText, parse_public_pem
+from agent.statements.kinds import Hex32, Seconds
+from agent.trust.records import PEMText, parse_public_pem
 
 MAX_PINS_BYTES: Final = 32 << 20
 MAX_ROLES: Final = 4096
@@ -33,7 +34,6 @@ for a day, and a session that began then lives for a day at most."""
 _REMEMBERED_EVERY_S: Final = 1800
 
 Version = Annotated[int, Field(gt=0, lt=1 << 53)]
-Seconds = Annotated[int, Field(ge=0, lt=1 << 53)]
 
 
 class _Stored(BaseModel):

@@ -22,14 +22,14 @@ from agent.core.config import Address
 from agent.core.errors import PeerProtocolError
 from agent.core.ids import IdentifierText
 from agent.core.validation import explain_invalid
+from agent.statements.kinds import Hex32
 from agent.statements.roots import EvidenceClass, FIDO2Terms, KeyKind, RootKey, load_public_key, public_key_bytes
+from agent.trust.study import EvidenceName
 
 MAX_RECORD_BYTES = 1 << 20
 MAX_REVOCATIONS = 4096
 CONSORTIUM_TARGET = "consortium.json"
 
-EvidenceName = Literal["none", "test", "virtual", "hardware"]
-Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 PEMText = Annotated[str, Field(max_length=1 << 18)]
 
 

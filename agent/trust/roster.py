@@ -22,7 +22,7 @@ from agent.core.errors import OperatorError, PeerProtocolError
 from agent.core.ids import IdentifierText, SiteID
 from agent.core.validation import explain_invalid
 from agent.statements.roots import EvidenceClass, FIDO2Terms, KeyKind, RootKey, load_public_key
-from agent.trust.study import MAX_SITES
+from agent.trust.study import MAX_SITES, EvidenceName
 
 MAX_ROSTER_BYTES = 1 << 20
 MAX_NODES_PER_SITE = 64
@@ -93,7 +93,7 @@ class _FIDO2Entry(_Entry):
 
 class _NodeEntry(_Entry):
     kind: KeyKind
-    evidence: Literal["none", "test", "virtual", "hardware"] = "none"
+    evidence: EvidenceName = "none"
     public_key: Annotated[str, Field(max_length=2000)]
     fido2: _FIDO2Entry | None = None
 

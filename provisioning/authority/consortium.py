@@ -35,12 +35,12 @@ from agent.trust.delegations import RELEASES, SITES, STUDIES
 from agent.trust.records import (
     CONSORTIUM_TARGET,
     ConsortiumRecord,
-    EvidenceName,
     EvidenceTerms,
     ServerRecord,
     public_pem,
 )
 from agent.trust.snapshot import Environment
+from agent.trust.study import EvidenceName
 from provisioning.authority.cosigner import STATE_FILE, encode_state
 from provisioning.authority.keyring import Keyring
 from provisioning.authority.layout import AuthorityLayout

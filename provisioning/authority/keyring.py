@@ -12,7 +12,7 @@ from securesystemslib.signer import Signer
 from agent.core.errors import Fault, HardwareError, OperatorError
 from agent.core.files import store_atomically
 from agent.core.validation import explain_invalid
-from agent.trust.records import Hex32
+from agent.statements.kinds import Hex32
 from provisioning.authority.layout import AuthorityLayout
 from provisioning.authority.signers import Secrets, open_signer
 
