@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -155,7 +155,7 @@ class Enrolment:
         self._check_box(token)
         self._check_preset(pending, token)
         self._tell(Step.TOKEN, f"The token is for {token.site}, and names the registrar {token.registrar}.")
-        with self._line(token) as line, closing(self._open_repository(token, line)) as repository:
+        with closing(self._line(token)) as line, closing(self._open_repository(token, line)) as repository:
             self._talk(pending, line, repository)
             record = self._found(token, repository)
         # The repository is free by now: an agent that sees the record may take it up at once.
@@ -192,8 +192,7 @@ class Enrolment:
         if self._around.confirm is None and not pending.confirmed and token.root_digest.hex() != self._around.preset:
             raise _not_preset(token)
 
-    @contextmanager
-    def _line(self, token: Token) -> Iterator[RegistrarLine]:
+    def _line(self, token: Token) -> RegistrarLine:
         """To the registrar that the token pins; its authority is on the disk from then on."""
         proxy, clock = self._around.proxy, self._around.clock
 
@@ -205,11 +204,7 @@ class Enrolment:
         except (OSError, PeerProtocolError):
             authority = self._around.patience.insist(Step.TOKEN, fetch)
             self._folder.store_authority(authority)
-        line = RegistrarLine(token.registrar, trust_in(authority), proxy=proxy, clock=clock)
-        try:
-            yield line
-        finally:
-            line.close()
+        return RegistrarLine(token.registrar, trust_in(authority), proxy=proxy, clock=clock)
 
     def _open_repository(self, token: Token, line: RegistrarLine) -> Repository:
         root = self._around.patience.insist(

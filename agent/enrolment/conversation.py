@@ -57,6 +57,21 @@ class Box:
     key: HardwareKey
     link: ec.EllipticCurvePublicKey
 
+    def fields(self, ek_name: bytes, key_name: bytes) -> dict[str, str]:
+        """What a registrar is told of the box.
+
+        Args:
+            ek_name: Of the key's evidence names, which a TPM is asked for once only.
+            key_name: The other one.
+        """
+        return {
+            "kind": self.key.kind.value,
+            "public_key": encode_bytes(public_key_bytes(self.key.public_key())),
+            "link_key": encode_bytes(public_key_bytes(self.link)),
+            "ek_name": encode_bytes(ek_name),
+            "key_name": encode_bytes(key_name),
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Occasion:
@@ -117,16 +132,8 @@ class Conversation:
             OperatorError: It refuses.
         """
         self._tell(Progress(Step.REGISTRAR, "The registrar is asked to enrol this box."))
-        ek_name, key_name = self._names
-        fields = {
-            "token": encode_bytes(self._occasion.token.id),
-            "secret": self._secret,
-            "kind": self._box.key.kind.value,
-            "public_key": encode_bytes(public_key_bytes(self._box.key.public_key())),
-            "link_key": encode_bytes(self._link_key),
-            "ek_name": encode_bytes(ek_name),
-            "key_name": encode_bytes(key_name),
-        }
+        fields = {"token": encode_bytes(self._occasion.token.id), "secret": self._secret}
+        fields |= self._box.fields(*self._names)
         answer = self._call(Step.REGISTRAR, Request("POST", "/v1/enrolments", encode_fields(fields)))
         opened = parse_answer(Opened, answer)
         self._nonce = opened.nonce

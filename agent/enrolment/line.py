@@ -8,6 +8,7 @@ import json
 import random
 import ssl
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, TypeVar
@@ -198,11 +199,8 @@ def fetch_authority(address: str, pin: bytes, *, proxy: str | None, clock: Clock
     open_to_all = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     open_to_all.check_hostname = False
     open_to_all.verify_mode = ssl.CERT_NONE
-    line = RegistrarLine(address, open_to_all, proxy=proxy, clock=clock)
-    try:
+    with closing(RegistrarLine(address, open_to_all, proxy=proxy, clock=clock)) as line:
         data = line.fetch("/v1/ca.pem", limit_bytes=MAX_AUTHORITY_BYTES)
-    finally:
-        line.close()
     return check_authority(data, pin, address)
 
 
