@@ -26,8 +26,10 @@ SHOWN_HOSPITALS = 20
 STATE_STYLES = {
     "waiting": "dim",
     "key made": "cyan",
-    "registered": "cyan",
+    "in the repository": "cyan",
     "starting": "yellow",
+    "stick in": "yellow",
+    "enrolled": "green",
     "waits for a touch": "bold yellow",
     "joined": "green",
     "training": "bold green",
