@@ -9,7 +9,6 @@ Source: TCG TPM 2.0 Library Part 3, 23.7 (PolicyPCR), 23.9 (PolicyNV), 23.16 (Po
 from __future__ import annotations
 
 import hashlib
-import io
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent.attestation.reader import malformed
 from agent.attestation.structures import Algorithm, Attribute, object_name
+from agent.core.cbor import decode_plain
 from agent.core.errors import PeerProtocolError
 
 POLICY_REF = b"secur-e-health sealed state v1"
@@ -158,14 +158,16 @@ def parse_approval(data: bytes) -> Approval:
     """
     if len(data) > MAX_APPROVAL_BYTES:
         raise malformed("more bytes than an approval may have")
-    stream = io.BytesIO(data)
     try:
-        registers, policy, counter, signature = cbor2.load(stream)
+        value = decode_plain(data, max_depth=2, text_keys=True)
+        if not isinstance(value, list):
+            raise malformed("a form that is no approval")
+        registers, policy, counter, signature = value
         limit = None if counter is None else CounterLimit(*counter)
         approval = Approval(tuple(registers), policy, limit, signature)
-    except (cbor2.CBORDecodeError, ValueError, TypeError, RecursionError, OverflowError) as error:
+    except (ValueError, TypeError) as error:
         raise malformed("a form that is no approval") from error
-    if stream.tell() != len(data) or not _is_sound(approval):
+    if not _is_sound(approval):
         raise malformed("a form that is no approval")
     return approval
 

@@ -10,7 +10,6 @@ data); Part 3, 23.16 (PolicyAuthorize).
 
 from __future__ import annotations
 
-import io
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -47,6 +46,7 @@ from agent.attestation.policy import (
     state_policy,
     verify_approval,
 )
+from agent.core.cbor import decode_plain
 from agent.core.errors import HardwareError
 from agent.identity.tpm_device import TPMDevice, code_of, flushed
 from agent.identity.tpm_evidence import read_registers
@@ -158,12 +158,11 @@ def parse_blob(data: bytes) -> SealedBlob | None:
     """Parse a blob; None if the bytes are none."""
     if len(data) > MAX_BLOB_BYTES:
         return None
-    stream = io.BytesIO(data)
     try:
-        value = cbor2.load(stream)
-    except (cbor2.CBORDecodeError, ValueError, TypeError, RecursionError, OverflowError):
+        value = decode_plain(data, max_depth=1, text_keys=True)
+    except ValueError:
         return None
-    if stream.tell() != len(data) or not isinstance(value, list) or len(value) != 3:
+    if not isinstance(value, list) or len(value) != 3:
         return None
     return SealedBlob(*value) if all(isinstance(part, bytes) for part in value) else None
 
