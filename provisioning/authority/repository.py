@@ -209,12 +209,20 @@ class RepositoryFiles:
     def _copy_did_documents(self, role: str, listed: Targets) -> None:
         """Put each listed DID document beside its target under the plain name, and take away those listed no more."""
         paths = {path for path in listed.targets if PurePosixPath(path).name == DID_FILE}
-        self._write({path: self.target(path, listed.targets[path].hashes["sha256"]) for path in paths})
+        documents = {path: self.target(path, listed.targets[path].hashes["sha256"]) for path in paths}
+        # A hospital with many boxes changes one at a time: the others' copies stay as they are.
+        self._write({path: data for path, data in documents.items() if not self._holds(path, data)})
         home = self.path / SITES / role.removeprefix(SITE_ROLE_PREFIX)
         with storing():
             for copy in home.rglob(DID_FILE):
                 if copy.relative_to(self.path).as_posix() not in paths:
                     copy.unlink()
+
+    def _holds(self, name: str, data: bytes) -> bool:
+        try:
+            return (self.path / name).read_bytes() == data
+        except OSError:
+            return False
 
     def _write(self, files: Mapping[str, bytes]) -> None:
         with storing():

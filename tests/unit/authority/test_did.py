@@ -135,6 +135,18 @@ def test_revoked_box_has_neither_identifier_nor_membership(consortium: FoundedCo
     assert SitePaths(A).node(node.node) in desk.metadata.targets
 
 
+def test_a_box_more_leaves_the_other_boxes_documents_untouched(consortium: FoundedConsortium) -> None:
+    first = consortium.layout.repository / DIDNames("127.0.0.1:8443", SitePaths(A)).node_document(
+        consortium.enrol(A).node
+    )
+    before = first.stat().st_ino
+    second = consortium.enrol(A)
+    assert first.stat().st_ino == before
+    first.write_bytes(b"damaged")
+    consortium.publish(consortium.desk(A).revoke(second.root.key_id, "lost"))
+    assert json.loads(first.read_bytes())["id"].endswith(first.parent.name)
+
+
 def test_renewal_makes_memberships_anew(consortium: FoundedConsortium) -> None:
     node, gone = consortium.enrol(A), consortium.enrol(A)
     consortium.publish(consortium.desk(A).revoke(gone.root.key_id, "lost"))
