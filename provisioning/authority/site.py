@@ -170,6 +170,7 @@ class SiteDesk:
             HardwareError: As `stage` says.
         """
         revoked = {entry.key_id for entry in self.revocations}
+        names = self._names
         files: dict[str, bytes] = {}
         for node in nodes:
             if node.site != self._site:
@@ -180,7 +181,7 @@ class SiteDesk:
                     f"The key of {node.node} was revoked by {self._site}, and cannot come back.",
                     next_step="Make a new key on the box, and enrol it again.",
                 )
-            files |= {self._paths.node(node.node): node.encode(), **self._papers(node)}
+            files |= {self._paths.node(node.node): node.encode(), **self._papers(names, node)}
         return self.stage(files)
 
     def revoke(self, key_id: str, reason: str) -> StagedSite:
@@ -196,8 +197,9 @@ class SiteDesk:
         known = self.revocations
         if key_id not in {entry.key_id for entry in known}:
             known += (Revocation(key_id=key_id, reason=reason, revoked=self._clock.now()),)
-        names = [node.node for node in self.nodes if node.root.key_id == key_id]
-        papers = [path for name in names for path in (self._names.node_document(name), self._names.membership(name))]
+        names = self._names
+        boxes = [node.node for node in self.nodes if node.root.key_id == key_id]
+        papers = [path for box in boxes for path in (names.node_document(box), names.membership(box))]
         return self.stage(
             {self._paths.revocations: RevocationsFile(site=self._site, revocations=known).encode()}, papers
         )
@@ -231,8 +233,9 @@ class SiteDesk:
             OperatorError, HardwareError: As `stage` says.
         """
         revoked = {entry.key_id for entry in self.revocations}
+        names = self._names
         in_force = [node for node in self.nodes if node.root.key_id not in revoked]
-        return self.stage({path: data for node in in_force for path, data in self._papers(node).items()})
+        return self.stage({path: data for node in in_force for path, data in self._papers(names, node).items()})
 
     @property
     def _names(self) -> DIDNames:
@@ -245,9 +248,8 @@ class SiteDesk:
         role = sites.get_delegated_role(self._paths.role)
         return site_document(self._names, [elliptic_key(sites.get_key(keyid)) for keyid in role.keyids])
 
-    def _papers(self, node: NodeFile) -> dict[str, bytes]:
+    def _papers(self, names: DIDNames, node: NodeFile) -> dict[str, bytes]:
         until = self._clock.now() + SITE_LIFETIME
-        names = self._names
         credential = membership(names, node, self._source.root_digest, self._signers[0], until=until)
         return {names.node_document(node.node): node_document(names, node), names.membership(node.node): credential}
 
