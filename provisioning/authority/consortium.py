@@ -12,14 +12,7 @@ from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from securesystemslib.signer import Signer, SSlibKey
 from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
@@ -55,6 +48,7 @@ from provisioning.authority.signers import (
     elliptic_key,
     listed_key,
     load_file_key,
+    private_pem,
 )
 from provisioning.authority.superlink import SuperLinkConnection
 from provisioning.authority.tls import CertificateAuthority, create_authority, issue_server, store_server
@@ -307,7 +301,7 @@ class Founding:
         authority = create_authority(f"{self._plan.name[:50]} servers", now=self._clock.now())
         make_directory(self._layout.tls)
         # The key first: a certificate without its key could never issue again.
-        store_atomically(place, _encrypted(authority.key, passphrase), mode=0o600)
+        store_atomically(place, private_pem(authority.key, passphrase), mode=0o600)
         store_atomically(self._layout.tls / "authority.pem", authority.certificate_pem)
         return authority
 
@@ -450,11 +444,6 @@ def _host(address: str) -> str:
 
 def _port(address: str) -> str:
     return address.rpartition(":")[2]
-
-
-def _encrypted(key: ec.EllipticCurvePrivateKey, passphrase: str | None) -> bytes:
-    encryption = BestAvailableEncryption(passphrase.encode()) if passphrase is not None else NoEncryption()
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
 
 
 def _other_plan(what: str) -> OperatorError:

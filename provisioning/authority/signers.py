@@ -81,17 +81,22 @@ def create_file_key(path: Path, passphrase: str | None) -> Signer:
         FileExistsError: There is one.
     """
     key = ec.generate_private_key(ec.SECP256R1())
-    encryption = BestAvailableEncryption(passphrase.encode()) if passphrase is not None else NoEncryption()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.unlink(missing_ok=True)
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-        stream.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
+        stream.write(private_pem(key, passphrase))
         stream.flush()
         os.fsync(stream.fileno())
     os.link(partial, path)  # unlike a rename, never over another key
     partial.unlink()
     return CryptoSigner(key)
+
+
+def private_pem(key: ec.EllipticCurvePrivateKey, passphrase: str | None) -> bytes:
+    """PKCS#8, PEM, as `load_file_key` reads it; None leaves it plain."""
+    encryption = BestAvailableEncryption(passphrase.encode()) if passphrase is not None else NoEncryption()
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
 
 
 def load_file_key(path: Path, secrets: Secrets) -> ec.EllipticCurvePrivateKey:
