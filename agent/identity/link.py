@@ -25,7 +25,7 @@ def opens_by_itself(key: HardwareKey) -> bool:
 
 
 def link_key(key: HardwareKey, vault: Vault) -> ec.EllipticCurvePrivateKey:
-    """What signs at the SuperLink: the box's own key where it can, else one on P-256 from the vault, always the same.
+    """What signs at the SuperLink: the box's own key where it can, else one on P-256 from the vault, the same for each.
 
     Args:
         key: The box's.
@@ -36,5 +36,6 @@ def link_key(key: HardwareKey, vault: Vault) -> ec.EllipticCurvePrivateKey:
     if opens_by_itself(key):
         return key.signing_key
     curve = ec.SECP256R1()
-    seed = int.from_bytes(vault.key_for(_PURPOSE, size=_SEED_BYTES), "big")
+    # Another one for the key that takes this one's place: the SuperLink keeps a node's first name for ever.
+    seed = int.from_bytes(vault.key_for(f"{_PURPOSE} {key.key_id}", size=_SEED_BYTES), "big")
     return ec.derive_private_key(seed % (curve.group_order - 1) + 1, curve)

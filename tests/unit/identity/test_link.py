@@ -45,11 +45,17 @@ def test_it_is_the_same_after_every_restart_and_another_in_every_box(tmp_path: P
     assert link_key(key, open_plain_vault(tmp_path / "other")).public_key() != first
 
 
+def test_the_key_that_takes_another_s_place_has_one_of_its_own() -> None:
+    first, second = (link_key(FakeKey(unattended=False), VAULT).public_key() for _ in range(2))
+    assert first != second
+
+
 def test_it_is_what_the_standard_makes_of_the_vault_s_bytes() -> None:
     # FIPS 186-5, A.2.1, steps 5 and 6, in other words than the code's.
     order = int(ec.SECP256R1().group_order)
-    seed = int.from_bytes(VAULT.key_for("superlink key v1", size=48), "big")
-    scalar = link_key(FakeKey(unattended=False), VAULT).private_numbers().private_value
+    key = FakeKey(unattended=False)
+    seed = int.from_bytes(VAULT.key_for(f"superlink key v1 {key.key_id}", size=48), "big")
+    scalar = link_key(key, VAULT).private_numbers().private_value
     assert 1 <= scalar < order
     assert (scalar - 1 - seed) % (order - 1) == 0
 
