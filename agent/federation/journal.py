@@ -16,7 +16,8 @@ import hmac
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -70,29 +71,41 @@ class FileJournal:
         return self._cohorts.get(model)
 
     def record_attempt(self, record: AttemptRecord) -> None:
-        """Write a new attempt, or a new lock on the latest one."""
+        """Write a new attempt, or a new lock on the latest one.
+
+        Raises:
+            HardwareError: The disk does not take it (`rounds.journal_not_written`); nothing is promised then.
+        """
         fields = _encode_record(record)
         code = self._code(self._last_code, json.dumps(fields).encode())
         line = json.dumps(fields | {"code": code.hex()}).encode() + b"\n"
+        with _writing(self._log):
+            self._append(line)
+        self._remember(record, code, len(line))
+
+    def _append(self, line: bytes) -> None:
         descriptor = os.open(self._log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             _write_all(descriptor, line)
             os.fsync(descriptor)
+            if not self._attempts:
+                sync_directory(self._directory)
         except OSError:
             os.ftruncate(descriptor, self._log_size)  # half a line on a full disk would spoil the next one
             raise
         finally:
             os.close(descriptor)
-        if not self._attempts:
-            sync_directory(self._directory)
-        self._remember(record, code, len(line))
 
     def accepted_model(self) -> AcceptedModel | None:
         """The model accepted last."""
         return self._model
 
     def record_model(self, model: AcceptedModel) -> None:
-        """Write the model accepted last."""
+        """Write the model accepted last.
+
+        Raises:
+            HardwareError: As `record_attempt` says.
+        """
         body = np.ascontiguousarray(model.parameters, dtype="<f4").tobytes()
         self._store_coded("model.bin", _ROUND.pack(model.round_number) + body)
         self._model = AcceptedModel(model.round_number, model.parameters.copy())
@@ -102,7 +115,7 @@ class FileJournal:
 
         Raises:
             PeerProtocolError: It differs from that of the first round.
-            HardwareError: What was kept of the first round is damaged.
+            HardwareError: What was kept of the first round is damaged, or as `record_attempt` says.
         """
         pinned = self._load_coded("configuration")
         if pinned is None:
@@ -111,7 +124,11 @@ class FileJournal:
             raise broken_rule("other moments than in an earlier round")
 
     def pause(self, code: str) -> None:
-        """Let no further run of this study begin here until somebody has looked."""
+        """Let no further run of this study begin here until somebody has looked.
+
+        Raises:
+            OSError: The disk does not take it; its caller answers all the same, so that nobody outside sees a failure.
+        """
         store_atomically(self._directory / "paused.json", json.dumps({"code": code}).encode(), mode=0o600)
 
     def check_not_paused(self) -> None:
@@ -175,7 +192,8 @@ class FileJournal:
 
     def _store_coded(self, name: str, content: bytes) -> None:
         data = self._code(name.encode(), content) + content
-        store_atomically(self._directory / name, data, mode=0o600)
+        with _writing(self._directory / name):
+            store_atomically(self._directory / name, data, mode=0o600)
 
     def _load_coded(self, name: str) -> bytes | None:
         path = self._directory / name
@@ -232,6 +250,19 @@ def _make_directory(directory: Path) -> None:
     _make_directory(directory.parent)
     directory.mkdir(exist_ok=True, mode=0o700)
     sync_directory(directory.parent)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """A disk that does not take a record is a box that cannot promise anything now."""
+    try:
+        yield
+    except OSError as error:
+        raise HardwareError(
+            "rounds.journal_not_written",
+            f"The record of rounds {path} cannot be written: {error.strerror or error}.",
+            next_step="Free space on the disk, or have it checked; the box answers again as soon as it can write.",
+        ) from error
 
 
 def _damaged(path: Path) -> HardwareError:
