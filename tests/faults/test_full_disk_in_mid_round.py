@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from agent.core.files import store_atomically
 from agent.federation import journal
 from tests.unit.coordinator.test_secure import MEAN, Federation
 
@@ -19,7 +20,7 @@ class FullDisk:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, place: Path, failing: set[int]) -> None:
         self.place, self.failing, self.asked = place, failing, 0
-        self._write_all, self._store = journal._write_all, journal.store_atomically
+        self._write_all, self._store = journal._write_all, store_atomically
         monkeypatch.setattr(journal, "_write_all", self.write_all)
         monkeypatch.setattr(journal, "store_atomically", self.store)
 

@@ -114,7 +114,7 @@ def test_a_disk_that_was_full_spoils_no_later_line(tmp_path: Path, monkeypatch: 
         return real_write(descriptor, data[: len(data) - 50])
 
     monkeypatch.setattr("os.write", write_half)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(HardwareError, match="cannot be written"):
         journal.record_attempt(replace(RECORD, attempt=2))
     monkeypatch.undo()
     journal.record_attempt(replace(RECORD, attempt=3))
