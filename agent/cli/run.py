@@ -29,13 +29,15 @@ def status(config: ConfigOption = DEFAULT_CONFIG) -> None:
     current = load_status(load_config(config).node.state_directory)
     if current is None:
         raise not_running()
-    typer.echo(f"{current.link}, node {current.node_id or 'not known yet'}")
+    typer.echo(f"{current.link}, node {current.node_id or 'not known yet'}, release {current.version}")
     if current.site:
         typer.echo(f"works for {current.site}")
     if current.answering:
         typer.echo(f"working on {current.answering}")
     if current.session_expires_s is not None:
         typer.echo(f"its key vouches for it until {utc(current.session_expires_s)}")
+    if current.heard_s is not None:
+        typer.echo(f"the registrar heard of it last at {utc(current.heard_s)}")
     if current.session_sentence:
         typer.echo(" ".join((current.session_sentence, current.session_next_step)).rstrip())
     if current.notice:

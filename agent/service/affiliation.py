@@ -24,7 +24,7 @@ from agent.service.shelf import StudyLibrary
 from agent.service.trust import REFRESH_S, OpenedRepository, TrustKeeper
 from agent.trust.counters import COUNTERS_FILE_NAME, CounterStore
 from agent.trust.peers import Peers, PinnedPeers, RepositoryPeers, consortium_digest, node_name
-from agent.trust.records import parse_public_pem
+from agent.trust.records import ServerRecord, parse_public_pem
 from agent.trust.roster import load_roster
 from agent.trust.snapshot import Environment, TrustSnapshot
 
@@ -66,6 +66,7 @@ class Affiliation:
         allows_plain: Whether unprotected updates may leave at all; the configuration has to allow them too.
         moved: Set once any of this has changed, so that the agent has to be wired anew.
         accept_keys: Believes a hospital's other keys, by their ids; None without a repository.
+        registrar: Where the repository says now that heartbeats go; None without one.
     """
 
     site: str
@@ -76,6 +77,7 @@ class Affiliation:
     allows_plain: bool
     moved: Event = field(default_factory=Event)
     accept_keys: Callable[[SiteID, Collection[str]], None] | None = None
+    registrar: Callable[[], ServerRecord] | None = None
 
 
 def pinned_affiliation(config: AgentConfig, pinned: Pinned, key: HardwareKey, clock: Clock) -> Affiliation:
@@ -152,6 +154,7 @@ def enrolled_affiliation(
             allows_plain=config.node.environment == "demo" and snapshot.environment is Environment.TEST,
             moved=moved,
             accept_keys=keeper.accept_site_keys,
+            registrar=lambda: keeper.current().consortium.registrar,
         )
 
 

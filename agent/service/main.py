@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -28,8 +29,10 @@ from agent.identity.vault import Vault
 from agent.service.affiliation import Affiliation, check_single, enrolled_affiliation, pinned_affiliation
 from agent.service.control import ControlDesk, ControlSocket
 from agent.service.enrolling import ENROL_HERE, Bearings, Enroller, judge_stick
+from agent.service.heartbeat import HEARTBEAT_S, Pulse, heart_of
+from agent.service.metrics import MetricsFile, metrics_path
 from agent.service.safekeeping import load_vault
-from agent.service.state import AgentStatus, StatusBoard, locked_state, store_status
+from agent.service.state import AgentStatus, StatusBoard, load_status, locked_state, store_status
 from agent.service.trust import REFRESH_S
 from agent.service.watchdog import ServiceManager
 from agent.service.wiring import Agent, session_keeper, wire_agent, worker_opener
@@ -93,6 +96,7 @@ def run_agent(
     opener: Callable[[AgentConfig], OpenWorker] = worker_opener,
     renewal: RenewalPolicy | None = None,
     refresh_s: float = REFRESH_S,
+    heartbeat_s: float = HEARTBEAT_S,
 ) -> int:
     """Run until SIGTERM or SIGINT.
 
@@ -101,6 +105,7 @@ def run_agent(
         opener: Makes what starts training workers.
         renewal: How long the box's key vouches at a time; by its kind when None.
         refresh_s: How often an enrolled box asks its consortium's repository.
+        heartbeat_s: How often it tells its registrar how it does.
 
     Returns:
         0 after a clean stop.
@@ -111,13 +116,16 @@ def run_agent(
     configure_logging()
     config = load_config(config_path)
     signals, manager = StopSignals(), ServiceManager(os.environ)
-    with signals.installed(), locked_state(config.node.state_directory):
-        store_status(config.node.state_directory, AgentStatus("starting"))  # the last process may have been killed
-        life = _Life(config, SystemClock(), signals, manager, opener(config), renewal, refresh_s)
+    clock, state = SystemClock(), config.node.state_directory
+    pulse = Pulse(heartbeat_s, clock.monotonic_s())
+    metrics = MetricsFile(metrics_path(os.environ), partial(load_status, state))
+    with signals.installed(), locked_state(state), metrics:
+        store_status(state, AgentStatus("starting"))  # the last process may have been killed
+        life = _Life(config, clock, signals, manager, opener(config), renewal, refresh_s, pulse)
         while not signals.stop.is_set():
             life.live()
         manager.stopping()
-        store_status(config.node.state_directory, AgentStatus("stopped"))
+        store_status(state, AgentStatus("stopped"))
     return 0
 
 
@@ -133,6 +141,7 @@ class _Life:
         open_worker: Starts a training worker.
         renewal: How long the box's key vouches at a time; by its kind when None.
         refresh_s: How often the repository is asked.
+        pulse: How often the registrar is told how the box does.
     """
 
     config: AgentConfig
@@ -142,6 +151,7 @@ class _Life:
     open_worker: OpenWorker
     renewal: RenewalPolicy | None
     refresh_s: float
+    pulse: Pulse
 
     def live(self) -> None:
         """Do the next of these; returns when it is over, or when told to stop."""
@@ -250,8 +260,9 @@ class _Life:
         loop = threading.Thread(target=agent.node.run, name="node", daemon=True)
         loop.start()
         desk = ControlDesk(keeper, board.current, affiliation.accept_keys)
+        heart = heart_of(self.config, affiliation, keeper, board, self.clock, self.pulse)
         try:
-            with ControlSocket(self.config.node.state_directory, desk.answer, self.clock):
+            with ControlSocket(self.config.node.state_directory, desk.answer, self.clock), heart:
                 self.manager.ready()
                 log.info(
                     "agent_ready",

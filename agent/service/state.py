@@ -8,10 +8,11 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from agent.core.errors import HardwareError, OperatorError
+from agent.core.version import software_version
 from agent.federation.node import Link, NodeStatus
 from agent.identity.session import SessionState, SessionStatus
 
@@ -38,6 +39,8 @@ class AgentStatus:
         session_next_step: What a person should do about it.
         site: The hospital that the box works for; empty before it belongs to one.
         notice: What else a person should know, one sentence a line.
+        heard_s: When the registrar last took a heartbeat of this run of the agent, in seconds since 1970.
+        version: The agent's release.
     """
 
     link: str
@@ -52,6 +55,8 @@ class AgentStatus:
     session_next_step: str = ""
     site: str = ""
     notice: str = ""
+    heard_s: int | None = None
+    version: str = field(default_factory=software_version)
 
     @property
     def needs_person(self) -> bool:
@@ -99,11 +104,13 @@ class StatusBoard:
         self._lock = threading.Lock()
         self._node = NodeStatus(Link.JOINING)
         self._session: SessionStatus | None = None
+        self._heard_s: int | None = None
 
     def current(self) -> AgentStatus:
         """How the agent does."""
         notice = "\n".join(text for text in self._notices.values() if text)
-        return replace(status_of(self._node, self._session), site=self._site, notice=notice)
+        flat = status_of(self._node, self._session)
+        return replace(flat, site=self._site, notice=notice, heard_s=self._heard_s)
 
     def note_node(self, node: NodeStatus) -> None:
         """The loop's news."""
@@ -117,6 +124,12 @@ class StatusBoard:
             if self._notices.get(topic, "") != text:
                 self._notices = {**self._notices, topic: text}
                 self._publish(self.current())
+
+    def note_heard(self, at_s: int) -> None:
+        """The registrar took a heartbeat, in seconds since 1970."""
+        with self._lock:
+            self._heard_s = at_s
+            self._publish(self.current())
 
     def note_session(self, session: SessionStatus) -> bool:
         """The session keeper's news; returns whether anything changed."""

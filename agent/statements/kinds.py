@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -79,3 +79,37 @@ class SiteRequest(Statement):
     body: Hex32
     issued_s: Seconds
     nonce: Hex32
+
+
+class Heartbeat(Statement):
+    """A box tells its consortium how it does, signed by its session key. These are all the words that it says.
+
+    Nothing here depends on data, studies or rounds, and when it is sent does not either: whoever reads every
+    heartbeat ever sent learns from them what box and SuperLink already show, and the box's release and troubles.
+    What kind of key the box has and until when it vouches stands in its record and in the certificate sent along.
+
+    Attributes:
+        consortium: Digest of the pinned trust root.
+        site: The hospital.
+        node: The box.
+        release: The version of its software.
+        link: How it stands to the SuperLink.
+        session: What its key can prove: `valid`; `due`, the renewal failed or waits; `needs-person`.
+        health: `well`; `degraded`, it works on it by itself; `needs-person`.
+        trouble: Code of what is wrong with link or key; empty when nothing is.
+        uptime_s: How long the agent has been running.
+        issued_s: When; of one box, the registrar takes a later one only.
+    """
+
+    kind: ClassVar[str] = "heartbeat"
+
+    consortium: Hex32
+    site: IdentifierText
+    node: IdentifierText
+    release: Annotated[str, Field(pattern=r"^[0-9A-Za-z.+_-]{1,32}$")]
+    link: Literal["joining", "online", "lost", "stopped"]
+    session: Literal["valid", "due", "needs-person"]
+    health: Literal["well", "degraded", "needs-person"]
+    trouble: Annotated[str, Field(pattern=r"^([a-z0-9_]{1,31}\.[a-z0-9_]{1,31})?$")]
+    uptime_s: Seconds
+    issued_s: Seconds
