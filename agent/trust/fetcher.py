@@ -6,9 +6,11 @@ back to the roots that TLS would need (SECURITY-RULES 13).
 
 from __future__ import annotations
 
+import re
 import ssl
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
@@ -21,6 +23,7 @@ from tuf.ngclient import FetcherInterface
 from agent.core.clock import Clock
 
 _MAX_REFUSAL_BYTES: Final = 1 << 14
+_CONTENT_RANGE: Final = re.compile(rb"bytes ([0-9]{1,15})-")
 _FAULTS: Final = (
     httpcore.NetworkError,
     httpcore.ProtocolError,
@@ -70,20 +73,45 @@ class BoundedFetcher(FetcherInterface):
         """Close all connections."""
         self._pool.close()
 
+    @contextmanager
+    def fetch_from(self, url: str, offset: int) -> Iterator[tuple[int, Iterator[bytes]]]:
+        """Fetch a file from a place in it on, where the server can (RFC 9110 14.2); the caller bounds its length.
+
+        Args:
+            url: Of the file.
+            offset: Where to begin.
+
+        Yields:
+            Where the answer begins, `offset` or 0, and its bytes.
+
+        Raises:
+            DownloadError: It cannot be fetched, also while its bytes are read.
+            SlowRetrievalError: It comes too slowly.
+        """
+        with _translated(url), self._asked(url, offset) as response:
+            if offset and response.status == HTTPStatus.PARTIAL_CONTENT:
+                if _first_byte(response) != offset:
+                    raise DownloadError(f"{url} is answered with another part than was asked for")
+                yield offset, response.iter_stream()
+            elif response.status == HTTPStatus.OK:
+                yield 0, response.iter_stream()
+            else:
+                _drain(response)
+                raise DownloadHTTPError(f"{url} is answered with status {response.status}", response.status)
+
     def _fetch(self, url: str) -> Iterator[bytes]:
+        with self.fetch_from(url, 0) as (_, chunks):
+            yield from chunks
+
+    @contextmanager
+    def _asked(self, url: str, offset: int) -> Iterator[httpcore.Response]:
         self._allowance.begin()
         timeout = dict.fromkeys(("connect", "read", "write", "pool"), self._limits.step_s)
         headers = [("accept-encoding", "identity")]
-        try:
-            with self._pool.stream("GET", url, headers=headers, extensions={"timeout": timeout}) as response:
-                if response.status != HTTPStatus.OK:
-                    _drain(response)
-                    raise DownloadHTTPError(f"{url} is answered with status {response.status}", response.status)
-                yield from response.iter_stream()
-        except httpcore.TimeoutException as error:
-            raise SlowRetrievalError(f"{url} came too slowly") from error
-        except _FAULTS as error:
-            raise DownloadError(f"{url} cannot be fetched ({type(error).__name__}: {error})") from error
+        if offset:
+            headers.append(("range", f"bytes={offset}-"))
+        with self._pool.stream("GET", url, headers=headers, extensions={"timeout": timeout}) as response:
+            yield response
 
 
 class _Allowance(threading.local):
@@ -159,6 +187,23 @@ class _PacedBackend(httpcore.NetworkBackend):
         return _PacedStream(
             self._sockets.connect_tcp(host, port, left_s, local_address, socket_options), self._allowance
         )
+
+
+@contextmanager
+def _translated(url: str) -> Iterator[None]:
+    try:
+        yield
+    except httpcore.TimeoutException as error:
+        raise SlowRetrievalError(f"{url} came too slowly") from error
+    except _FAULTS as error:
+        raise DownloadError(f"{url} cannot be fetched ({type(error).__name__}: {error})") from error
+
+
+def _first_byte(response: httpcore.Response) -> int | None:
+    for name, value in response.headers:
+        if name.lower() == b"content-range" and (match := _CONTENT_RANGE.match(value)):
+            return int(match[1])
+    return None
 
 
 def _drain(response: httpcore.Response) -> None:
