@@ -7,6 +7,7 @@ process when the SuperLink rejects it, and waits as long as the SuperLink likes;
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import threading
 from collections.abc import Callable, Mapping
@@ -36,7 +37,6 @@ from flwr.proto.message_pb2 import (
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
-from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
@@ -91,6 +91,9 @@ CLOCK_TOLERANCE_S = 60.0
 """From here on a rejection is put down to the clocks; the SuperLink's own limits are 5 s ahead and 305 s behind."""
 SHORT_CALL_S = 1.5
 """Limit of calls that only do the SuperLink a favour (taking leave)."""
+NODE_ACTIVATION_FAILED = 2004
+RUN_STATUS_NOT_ALLOWED = 2007
+"""Of `flwr.supercore.error.ApiErrorCode`; importing that loads a web framework: 10 MB, of no use to an agent."""
 
 RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
@@ -391,7 +394,7 @@ class Fleet:
             self.signed.forget()
             return self._why_rejected(response)
         code = _flower_code(response.text)
-        if code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
+        if code == NODE_ACTIVATION_FAILED:
             return ActivationRefusedError(
                 "fleet.activation_refused",
                 "The SuperLink does not let this node in: its key is not registered there, or its last session there "
@@ -399,7 +402,7 @@ class Fleet:
                 next_step="The node keeps trying by itself. If it lasts over a minute, ask the operator to register "
                 "this node's key, and check that no second box uses the same key.",
             )
-        if code == ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED:
+        if code == RUN_STATUS_NOT_ALLOWED:
             return RunEndedError(
                 "fleet.run_ended",
                 "The run that a message belonged to has ended.",
@@ -456,10 +459,11 @@ def unpack_delivery(data: bytes) -> Delivery:
 
 def _flower_code(text: str) -> int | None:
     try:
-        flower = FlowerError.from_json(text)
-    except RecursionError:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
         return None
-    return None if flower is None else int(flower.code)
+    code = said.get("code") if isinstance(said, dict) else None
+    return code if isinstance(code, int) and not isinstance(code, bool) else None
 
 
 def _check_tree(tree: ObjectTree, *, max_parts: int) -> tuple[list[str], str]:

@@ -75,8 +75,8 @@ def test_constants_agree_with_ours() -> None:
     assert fleet.HEARTBEAT_INTERVAL_S == HEARTBEAT_MIN_INTERVAL
     assert HEARTBEAT_PATIENCE == 2
     assert credentials.REUSE_S < TIMESTAMP_TOLERANCE / 10
-    assert ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED == 2004
-    assert ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED == 2007
+    assert fleet.NODE_ACTIVATION_FAILED == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED
+    assert fleet.RUN_STATUS_NOT_ALLOWED == ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED
 
 
 def test_an_error_is_read_from_its_json() -> None:
