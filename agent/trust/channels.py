@@ -6,7 +6,6 @@ It is a target of the `channels` role, which can only choose: what may run is sa
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from agent.core.errors import PeerProtocolError
 from agent.core.ids import IdentifierText
 from agent.core.validation import explain_invalid
+from agent.statements.release import VERSION_PATTERN, Version
 
 RELEASES_ROLE: Final = "releases"
 CHANNELS_ROLE: Final = "channels"
@@ -23,9 +23,8 @@ EVERY_SITE: Final = "*"
 BUCKETS: Final = 100
 MAX_CHANNEL_BYTES: Final = 1 << 18
 MAX_OFFERS: Final = 256
-VERSION_PATTERN: Final = r"^(?:0|[1-9][0-9]{0,5})\.(?:0|[1-9][0-9]{0,5})\.(?:0|[1-9][0-9]{0,5})$"
 
-VersionText = Annotated[str, Field(pattern=VERSION_PATTERN)]
+VersionText = Annotated[str, Field(pattern=f"^{VERSION_PATTERN}$")]
 
 
 class _Part(BaseModel):
@@ -46,6 +45,11 @@ class Offer(_Part):
     percentage: Annotated[int, Field(ge=0, le=100)]
     sites: Annotated[tuple[IdentifierText | Literal["*"], ...], Field(min_length=1, max_length=1000)]
     halted: bool = False
+
+    @property
+    def release(self) -> Version:
+        """What versions are ordered by."""
+        return Version.parse(self.version)
 
     def reaches(self, site: str | None, bucket: int) -> bool:
         """Whether a box of `site` (None: of no hospital yet) in `bucket` may take it."""
@@ -116,11 +120,6 @@ def delta_name(base: str) -> str:
     return f"from-{base}.zst"
 
 
-def version_key(version: str) -> tuple[int, ...]:
-    """What versions are ordered by."""
-    return tuple(int(part) for part in version.split("."))
-
-
 def bucket_of(key_id: str | None, version: str) -> int:
     """In which of `BUCKETS` parts of all boxes a box is, for one release: another part for each.
 
@@ -131,11 +130,6 @@ def bucket_of(key_id: str | None, version: str) -> int:
     if key_id is None:
         return BUCKETS - 1
     return int.from_bytes(hashlib.sha256(f"{key_id}|{version}".encode()).digest()) % BUCKETS
-
-
-def newest(versions: Collection[str]) -> str | None:
-    """The highest; None of none."""
-    return max(versions, key=version_key, default=None)
 
 
 def _bad_channel(name: str, what: str) -> PeerProtocolError:

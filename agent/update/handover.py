@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Final, Literal
 
 from agent.core.files import store_atomically
+from agent.statements.release import VERSION_PATTERN
 from agent.update.window import Window, parse_window
 
 READY_FILE: Final = "ready"
 IMAGE_FILE: Final = "app.raw"
 RECORD_FILE: Final = "release.json"
 MAX_HANDOVER_BYTES: Final = 4096
-VERSION_PATTERN: Final = r"(?:0|[1-9][0-9]{0,5})\.(?:0|[1-9][0-9]{0,5})\.(?:0|[1-9][0-9]{0,5})"
 
 Action = Literal["install", "rollback"]
 

@@ -1,0 +1,288 @@
+"""One look at the release repository, and what follows from it: choose, fetch, hand over to the slot tool."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tuf.api.metadata import TargetFile
+
+from agent.core.clock import Clock
+from agent.core.errors import HardwareError, PeerProtocolError, SecureHealthError
+from agent.core.files import store_atomically
+from agent.statements.kinds import Seconds
+from agent.statements.release import Release, Version
+from agent.trust.channels import IMAGE_NAME, RECORD_NAME, Channel, VersionText, delta_name, release_path
+from agent.update.channel import Audience, Running, check_named, check_release, choose
+from agent.update.delta import apply_delta
+from agent.update.download import Downloads, Progress, Wait, check_room, kept_on_disk
+from agent.update.incoming import Incoming, other_image
+from agent.update.release import MAX_RECORD_BYTES, ReleaseKeys, verify_release
+from agent.update.repository import ReleaseRepository
+from agent.update.window import Window
+
+MAX_STATE_BYTES: Final = 1 << 16
+_STATE_FILE, _PIN_FILE = "updater.json", "pin"
+
+log = structlog.get_logger()
+
+
+class UpdaterState(BaseModel):
+    """`updater.json`: what `seh-agent update status` shows, and what is not to be tried again by itself.
+
+    Args:
+        checked_s: When the repository was last read, in seconds since 1970.
+        offered: The release that this box should take; None where it has it.
+        handed: The release that the slot tool was last asked to install.
+        code: Of the last failure; empty where all is well.
+        sentence: What happened.
+        next_step: What to do.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    format: Literal["secur-e-health/updater/1"] = "secur-e-health/updater/1"
+    checked_s: Seconds | None = None
+    offered: VersionText | None = None
+    handed: VersionText | None = None
+    code: Annotated[str, Field(max_length=100)] = ""
+    sentence: Annotated[str, Field(max_length=2000)] = ""
+    next_step: Annotated[str, Field(max_length=2000)] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateFolder:
+    """The updater's directory.
+
+    Args:
+        path: Made where it is missing.
+    """
+
+    path: Path
+
+    @property
+    def incoming(self) -> Incoming:
+        """What waits for the slot tool."""
+        return Incoming(self.path / "incoming")
+
+    @property
+    def trust(self) -> Path:
+        """What is kept of the release repository."""
+        return self.path / "releases"
+
+    @property
+    def downloads(self) -> Path:
+        """What is being fetched."""
+        return self.path / "downloads"
+
+    def load_state(self) -> UpdaterState:
+        """How it stands; nothing known where nothing was stored, or where that cannot be read."""
+        try:
+            with (self.path / _STATE_FILE).open("rb") as stream:
+                return UpdaterState.model_validate_json(stream.read(MAX_STATE_BYTES))
+        except (OSError, ValidationError):
+            return UpdaterState()
+
+    def note(self, **changes: object) -> None:
+        """Store what changed.
+
+        Raises:
+            HardwareError: The disk does not take it.
+        """
+        state = self.load_state().model_copy(update=changes)
+        self._store(_STATE_FILE, state.model_dump_json().encode())
+
+    def load_pin(self) -> Version | None:
+        """The newest release that somebody here lets this box take; None for any.
+
+        Raises:
+            PeerProtocolError: The file is damaged.
+        """
+        try:
+            return Version.parse(json.loads((self.path / _PIN_FILE).read_bytes())["newest"])
+        except FileNotFoundError:
+            return None
+
+    def store_pin(self, version: Version | None) -> None:
+        """Let this box take no newer release; None to let it take any.
+
+        Raises:
+            HardwareError: The disk does not take it.
+        """
+        if version is None:
+            (self.path / _PIN_FILE).unlink(missing_ok=True)
+        else:
+            self._store(_PIN_FILE, json.dumps({"newest": str(version)}).encode())
+
+    def _store(self, name: str, data: bytes) -> None:
+        with kept_on_disk(self.path / f"{name}.partial"):
+            self.path.mkdir(mode=0o755, parents=True, exist_ok=True)
+            store_atomically(self.path / name, data)
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """What an update starts from.
+
+    Args:
+        running: The release here.
+        image: Its image, for deltas; None where there is none.
+        audience: Who the box is.
+        keys: Who may sign releases.
+    """
+
+    running: Running
+    image: Path | None
+    audience: Audience
+    keys: ReleaseKeys
+
+
+class Updater:
+    """Looks, fetches and hands over; one look a time.
+
+    Args:
+        folder: Its directory.
+        repository: Opened.
+        box: What runs here.
+        clock: For what it notes.
+        wait: Waits so many seconds between two attempts.
+        progress: Told how far a fetch is.
+    """
+
+    def __init__(
+        self,
+        folder: UpdateFolder,
+        repository: ReleaseRepository,
+        box: Box,
+        clock: Clock,
+        *,
+        wait: Wait,
+        progress: Progress,
+    ) -> None:
+        self._folder = folder
+        self._repository = repository
+        self._box = box
+        self._clock = clock
+        self._progress = progress
+        self._downloads = Downloads(folder.downloads, repository.fetcher, wait)
+
+    def look(self, channel: str) -> tuple[Channel, Version | None]:
+        """Read the repository.
+
+        Args:
+            channel: To choose from.
+
+        Returns:
+            What the channel offers, and the release that this box should take.
+
+        Raises:
+            SecureHealthError: It cannot be read, or does not verify; it is noted, too.
+        """
+        self._folder.incoming.forget_up_to(self._box.running.version)
+        with noted(self._folder):
+            self._repository.refresh()
+            offered = self._repository.channel(channel)
+            chosen = choose(offered, self._box.audience, self._box.running, self._folder.load_pin())
+            checked_s = int(self._clock.now().timestamp())
+            self._folder.note(checked_s=checked_s, offered=None if chosen is None else str(chosen))
+        return offered, chosen
+
+    def take(self, version: Version, window: Window | None) -> Release:
+        """Fetch a release, and ask the slot tool to install it.
+
+        Args:
+            version: As chosen.
+            window: When it may change over; None for at once.
+
+        Raises:
+            SecureHealthError: It cannot be had, or may not run here; it is noted, too.
+        """
+        with noted(self._folder):
+            record = self._repository.small_file(release_path(str(version), RECORD_NAME), MAX_RECORD_BYTES)
+            release = verify_release(record, self._box.keys)
+            check_release(release, self._box.running, version)
+            if not self._folder.incoming.holds(release):
+                self._folder.incoming.finish(release, record, self._image(release))
+                self._downloads.clear()
+            self._folder.incoming.hand_over(release, window)
+            self._folder.note(handed=str(version))
+        log.info("update_handed_over", version=str(version))
+        return release
+
+    def run(self, channel: str, window: Window | None, *, automatic: bool) -> Version | None:
+        """What the timer calls: look, and take what this box should have, unless that was tried before.
+
+        Returns:
+            The release that was handed over, if any.
+
+        Raises:
+            SecureHealthError: As `look` and `take` say.
+        """
+        _, chosen = self.look(channel)
+        if chosen is None or not automatic or str(chosen) == self._folder.load_state().handed:
+            return None
+        self.take(chosen, window)
+        return chosen
+
+    def take_named(self, channel: str, version: Version | None, window: Window | None) -> Version | None:
+        """What a person asks for: the release that the channel has for this box, or one by name.
+
+        Returns:
+            The release that was handed over; None where there is nothing to take.
+
+        Raises:
+            SecureHealthError: As `look` and `take` say; also where the channel does not offer it.
+        """
+        offered, chosen = self.look(channel)
+        if version is not None:
+            check_named(offered, version)
+            chosen = version
+        if chosen is not None:
+            self.take(chosen, window)
+        return chosen
+
+    def _image(self, release: Release) -> Path:
+        image = self._target(release, IMAGE_NAME)
+        if image is None or (image.length, image.hashes["sha256"]) != (release.image_bytes, release.image_sha256):
+            raise other_image(release)
+        delta = self._target(release, delta_name(str(self._box.running.version)))
+        if self._box.image is not None and delta is not None and delta.length < image.length:
+            try:
+                return self._from_delta(release, self._box.image, delta)
+            except PeerProtocolError as error:
+                log.warning("delta_refused", code=error.code, sentence=error.sentence)
+        check_room(self._folder.path, self._downloads.room_needed(image))
+        return self._downloads.fetch(self._repository.url_of(image), image, self._progress)
+
+    def _from_delta(self, release: Release, base: Path, delta: TargetFile) -> Path:
+        check_room(self._folder.path, self._downloads.room_needed(delta) + release.image_bytes)
+        fetched = self._downloads.fetch(self._repository.url_of(delta), delta, self._progress)
+        place = self._folder.incoming.begin(release)
+        with kept_on_disk(place):
+            apply_delta(base, fetched, place, sha256=release.image_sha256, length=release.image_bytes)
+        return place
+
+    def _target(self, release: Release, name: str) -> TargetFile | None:
+        return self._repository.target(release_path(str(release.version), name))
+
+
+@contextmanager
+def noted(folder: UpdateFolder) -> Iterator[None]:
+    """Note what failed, for whoever asks how the updates do; or that nothing did.
+
+    Raises:
+        SecureHealthError: What failed.
+    """
+    try:
+        yield
+    except SecureHealthError as error:
+        with suppress(HardwareError):  # the disk may be what failed
+            folder.note(code=error.code, sentence=error.sentence[:2000], next_step=error.next_step[:2000])
+        raise
+    folder.note(code="", sentence="", next_step="")
