@@ -15,7 +15,7 @@ from agent.statements.release import Version
 from agent.trust.channels import Channel, Offer, bucket_of, channel_path
 from agent.trust.fetcher import FetchLimits
 from agent.update.channel import Running
-from tests.simulators.releases import Misbehaviour, make_delta, new_image, release_of, signed_record
+from tests.simulators.release_repository import Misbehaviour, make_delta, new_image, release_of, signed_record
 from tests.simulators.repository import delegate, new_signer, sign
 from tests.simulators.update_scene import NEW, NEW_IMAGE, OLD, OLD_IMAGE, UpdateScene, update_scene
 

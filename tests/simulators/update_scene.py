@@ -20,7 +20,7 @@ from agent.update.repository import ReleaseRepository
 from agent.update.updater import Box, UpdateFolder, Updater
 from agent.update.window import parse_window
 from tests.simulators.clock import SetClock
-from tests.simulators.releases import PlayedReleases, ServedReleases, new_image, served_releases
+from tests.simulators.release_repository import PlayedReleases, ServedReleases, new_image, served_releases
 
 OLD, NEW = "1.3.0", "1.4.0"
 OLD_IMAGE, NEW_IMAGE = new_image(1), new_image(2)
