@@ -43,7 +43,9 @@ def check(
     from agent.training.client import check_dataset  # noqa: PLC0415 - other commands need not load the worker's client
 
     wanted = _load_study(study, config)
-    reports = [check_dataset(wanted, item) for item in _choose(_catalog(config, catalog), wanted, dataset)]
+    address = load_config(config).training.worker if config.is_file() else None
+    chosen = _choose(_catalog(config, catalog), wanted, dataset)
+    reports = [check_dataset(wanted, item, address=address) for item in chosen]
     for report in reports:
         typer.echo(f"{report.dataset}: {'fits' if report.fits else 'does not fit'} the study {wanted.id}")
         for sentence in report.sentences():

@@ -190,9 +190,12 @@ class TrainingSection(_Section):
 
     Args:
         device: `auto` takes the GPU where there is one.
+        worker: Socket at which the service manager starts a worker for each connection; without one, workers are
+            children of the agent.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    worker: LocalPath | None = None
 
 
 class FederationSection(_Section):

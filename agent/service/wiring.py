@@ -172,6 +172,8 @@ def worker_opener(config: AgentConfig) -> OpenWorker:
     def open_worker(study: Study, model: Path, dataset: Dataset) -> Worker:
         from agent.training.client import TrainingWorker  # noqa: PLC0415 - with the first study: a start stays quick
 
-        return TrainingWorker.start(study, model, dataset, device=config.training.device)
+        return TrainingWorker.start(
+            study, model, dataset, device=config.training.device, address=config.training.worker
+        )
 
     return open_worker

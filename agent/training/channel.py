@@ -1,6 +1,7 @@
 """What the agent and its training worker say to each other: small JSON messages, each with its length before it.
 
-Vectors do not pass through here: they lie in memory that both ends share.
+Vectors do not pass through here: they lie in memory that both ends share. That memory and the files come first, as
+descriptors (SCM_RIGHTS of unix(7)).
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ import json
 import socket
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+MAX_DESCRIPTORS = 3
 MAX_MESSAGE_BYTES = 8 << 20
 _LENGTH = struct.Struct(">I")
 
@@ -43,6 +45,36 @@ def send_message(channel: socket.socket, message: Mapping[str, object]) -> None:
         raise ChannelSilentError from error
     except OSError as error:
         raise ChannelClosedError from error
+
+
+def send_descriptors(channel: socket.socket, descriptors: Sequence[int]) -> None:
+    """Hand over open files: the first thing on a channel.
+
+    Raises:
+        ChannelClosedError: The other end is gone.
+    """
+    try:
+        socket.send_fds(channel, [bytes([len(descriptors)])], list(descriptors))
+    except OSError as error:
+        raise ChannelClosedError from error
+
+
+def receive_descriptors(channel: socket.socket) -> list[int]:
+    """Take over the open files that `send_descriptors` handed over, in its order.
+
+    Raises:
+        ChannelClosedError: The other end is gone.
+        ChannelError: As many did not come as were announced.
+    """
+    try:
+        count, descriptors, _, _ = socket.recv_fds(channel, 1, MAX_DESCRIPTORS)
+    except OSError as error:
+        raise ChannelClosedError from error
+    if not count:
+        raise ChannelClosedError
+    if count != bytes([len(descriptors)]):
+        raise ChannelError("another number of descriptors than announced")
+    return descriptors
 
 
 def receive_message(channel: socket.socket, *, timeout_s: float | None = None) -> Message:

@@ -71,6 +71,7 @@ class TrainingWorker:
         memory_bytes: int = _DEFAULTS.memory_bytes,
         start_timeout_s: float = _DEFAULTS.start_timeout_s,
         call_timeout_s: float = _DEFAULTS.call_timeout_s,
+        address: Path | None = None,
     ) -> TrainingWorker:
         """Start a worker, and wait for its report on the data; torch is still being loaded when this returns.
 
@@ -83,13 +84,14 @@ class TrainingWorker:
             memory_bytes: Most memory that it may hold.
             start_timeout_s: How long reading data and model, and then loading torch, may take.
             call_timeout_s: How long one call may take.
+            address: Where the service manager starts it; None makes it a child of this process.
 
         Raises:
             DeclinedError: The data set does not fit, or the worker failed.
             OperatorError: The model file is not the study's, or refused.
-            SoftwareError: The worker could not be shut in; nothing was read.
+            SoftwareError: There is no worker to be had, or it could not be shut in; nothing was read.
         """
-        settings = WorkerSettings(device, threads, memory_bytes, start_timeout_s, call_timeout_s)
+        settings = WorkerSettings(device, threads, memory_bytes, start_timeout_s, call_timeout_s, address)
         process = start_process(study, model, dataset, settings)
         try:
             message = process.receive(start_timeout_s)
@@ -105,11 +107,6 @@ class TrainingWorker:
     def alive(self) -> bool:
         """Whether its process runs."""
         return self._process.alive
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
 
     def wait_ready(self) -> str:
         """Wait until torch is loaded and the model was tried; every call does so by itself.
@@ -211,19 +208,26 @@ class TrainingWorker:
         return {word.name: float(value) for word, value in zip(layout.words, values, strict=True)}
 
 
-def check_dataset(study: Study, dataset: Dataset, *, timeout_s: float = _DEFAULTS.start_timeout_s) -> DataReport:
+def check_dataset(
+    study: Study,
+    dataset: Dataset,
+    *,
+    timeout_s: float = _DEFAULTS.start_timeout_s,
+    address: Path | None = None,
+) -> DataReport:
     """Let a worker of its own read a data set for a study, and return its report; no model is needed.
 
     Args:
         study: What the data set is wanted for.
         dataset: Its catalog entry.
         timeout_s: How long reading may take.
+        address: Where the service manager starts the worker; None makes it a child of this process.
 
     Raises:
         DeclinedError: The file as a whole cannot be read, or the worker failed.
-        SoftwareError: The worker could not be shut in; nothing was read.
+        SoftwareError: There is no worker to be had, or it could not be shut in; nothing was read.
     """
-    process = start_process(study, None, dataset, _DEFAULTS)
+    process = start_process(study, None, dataset, WorkerSettings(address=address))
     try:
         return _parse_report(process, process.receive(timeout_s))
     finally:

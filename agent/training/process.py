@@ -1,7 +1,7 @@
-"""The worker's process as the agent holds it: started shut in, asked with a time limit, distrusted, ended.
+"""The worker's process as the agent holds it: given its task, asked with a time limit, distrusted, ended.
 
-It gets an empty environment and four descriptors: a channel, the model file and the data file (both read-only), and
-memory for one vector that both ends share.
+Over its channel it gets three descriptors: the data file and the model file (both read-only), and memory for one vector
+that both ends share.
 """
 
 from __future__ import annotations
@@ -9,10 +9,6 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -32,14 +28,15 @@ from agent.training.channel import (
     ChannelSilentError,
     Message,
     receive_message,
+    send_descriptors,
     send_message,
 )
+from agent.training.link import WorkerLink, open_link
 from agent.trust.study import Study
 
 Vector = npt.NDArray[np.float32]
 
 _F_ADD_SEALS, _SEALS = 1033, 0x0001 | 0x0002 | 0x0004  # linux/fcntl.h: no further seals, no shrinking, no growing
-_PASSED_ON = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
 
 
 class WorkerFailedError(DeclinedError):
@@ -58,6 +55,7 @@ class WorkerSettings:
         memory_bytes: Most memory that it may hold.
         start_timeout_s: How long reading data and model, and then loading torch, may take.
         call_timeout_s: How long one call may take.
+        address: Where the service manager starts it; None makes it a child of this process.
     """
 
     device: str = "auto"
@@ -65,6 +63,7 @@ class WorkerSettings:
     memory_bytes: int = 16 << 30
     start_timeout_s: float = 120.0
     call_timeout_s: float = 3600.0
+    address: Path | None = None
 
 
 class _Failure(BaseModel):
@@ -92,19 +91,13 @@ class WorkerProcess:
     """
 
     vector: Vector
-    _process: subprocess.Popen[bytes]
-    _channel: socket.socket
+    _link: WorkerLink
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property
     def alive(self) -> bool:
         """Whether it runs."""
-        return self._process.poll() is None
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
+        return self._link.alive
 
     @property
     def lock(self) -> threading.RLock:
@@ -118,7 +111,7 @@ class WorkerProcess:
             DeclinedError, OperatorError: What `receive` raises.
         """
         try:
-            send_message(self._channel, request)
+            send_message(self._link.channel, request)
         except ChannelError as error:
             raise self._dead() from error
         return self.receive(timeout_s)
@@ -132,7 +125,7 @@ class WorkerProcess:
             SoftwareError: It could not be shut in, and read nothing.
         """
         try:
-            message = receive_message(self._channel, timeout_s=timeout_s)
+            message = receive_message(self._link.channel, timeout_s=timeout_s)
         except ChannelClosedError as error:
             raise self._dead() from error
         except ChannelSilentError as error:
@@ -158,11 +151,10 @@ class WorkerProcess:
 
     def close(self) -> None:
         """End it; from another thread, this ends a call under way. It holds nothing worth saving."""
-        self._process.kill()
-        self._process.wait()
+        self._link.end()
         # The thread in a call sees the end at once, and lets go.
         with self._lock:
-            self._channel.close()
+            self._link.channel.close()
 
     def nonsense(self, what: str) -> WorkerFailedError:
         """End it, and make the error that says why."""
@@ -188,9 +180,8 @@ class WorkerProcess:
         )
 
     def _dead(self) -> WorkerFailedError:
+        ending = self._link.end()
         self.close()
-        status = self._process.returncode
-        ending = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
         return WorkerFailedError(
             "training.worker_died",
             f"The training worker ended unexpectedly ({ending}).",
@@ -210,57 +201,28 @@ def start_process(study: Study, model: Path | None, dataset: Dataset, settings: 
     Raises:
         OperatorError: The model file cannot be opened.
         DeclinedError: The data file cannot be opened.
+        SoftwareError: The service manager starts none.
     """
     with ExitStack() as stack:
         data_fd = _closing(stack, open_source(dataset))
-        model_fd, vector_fd, vector = -1, -1, np.zeros(0, dtype=np.float32)
+        model_fds, vector = [], np.zeros(0, dtype=np.float32)
         if model is not None:
-            model_fd = _closing(stack, _open_model(model))
             vector_fd = _closing(stack, _shared_memory(4 * study.model.parameters))
+            model_fds = [_closing(stack, _open_model(model)), vector_fd]
             vector = np.frombuffer(mmap.mmap(vector_fd, 4 * study.model.parameters), dtype=np.float32)
-        ours, theirs = socket.socketpair()
-        stack.callback(theirs.close)
-        process = _spawn([theirs.fileno(), model_fd, data_fd, vector_fd], settings.threads)
-    task = {
-        "study": study.model_dump_json(),
-        "dataset": dataset.model_dump(mode="json"),
-        "device": settings.device,
-        "threads": settings.threads,
-        "memory_bytes": settings.memory_bytes,
-    }
-    # Should it be dead already, the first receive says so.
-    with suppress(ChannelError):
-        send_message(ours, task)
-    return WorkerProcess(vector, process, ours)
-
-
-def _spawn(descriptors: list[int], threads: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        # -P, -s: neither the working directory nor a user's packages are searched for modules.
-        [sys.executable, "-P", "-s", "-m", "agent.training.worker", *map(str, descriptors)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        cwd="/",
-        env=_environment(threads),
-        close_fds=True,
-        pass_fds=[descriptor for descriptor in descriptors if descriptor >= 0],
-        start_new_session=True,
-    )
-
-
-def _environment(threads: int) -> dict[str, str]:
-    """Nothing of ours but what choosing a GPU needs."""
-    kept = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    return kept | {
-        "PATH": "/usr/bin:/bin",
-        "HOME": "/nonexistent",
-        "LANG": "C.UTF-8",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "OMP_NUM_THREADS": str(threads),
-        "CUDA_CACHE_DISABLE": "1",
-        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-    }
+        link = open_link(settings.address)
+        task = {
+            "study": study.model_dump_json(),
+            "dataset": dataset.model_dump(mode="json"),
+            "device": settings.device,
+            "threads": settings.threads,
+            "memory_bytes": settings.memory_bytes,
+        }
+        # Should it be dead already, the first receive says so.
+        with suppress(ChannelError):
+            send_descriptors(link.channel, [data_fd, *model_fds])
+            send_message(link.channel, task)
+    return WorkerProcess(vector, link)
 
 
 def _closing(stack: ExitStack, descriptor: int) -> int:

@@ -1,7 +1,7 @@
-"""The training worker's process: `python -m agent.training.worker CHANNEL MODEL DATA VECTOR` (inherited descriptors).
+"""The training worker's process: `python -m agent.training.worker CHANNEL`, where CHANNEL is an inherited descriptor.
 
-It shuts itself in before anything foreign, or any large library, is loaded. Model and data come as read-only
-descriptors, vectors pass through shared memory; it ends with its parent.
+It shuts itself in before anything foreign, or any large library, is loaded. Data and model come over the channel as
+read-only descriptors, vectors pass through shared memory; it ends with the agent's end of the channel.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import sys
 import threading
 import traceback
 
-from agent.training.channel import ChannelClosedError, receive_message, send_message
+from agent.training.channel import ChannelClosedError, receive_descriptors, receive_message, send_message
 
 
 def main(arguments: list[str]) -> int:
     """Run until the agent closes the channel; returns the exit status."""
-    channel_fd, model_fd, data_fd, vector_fd = (int(text) for text in arguments)
-    channel = socket.socket(fileno=channel_fd)
+    channel = socket.socket(fileno=int(arguments[0]))
     try:
+        data_fd, *model_fds = receive_descriptors(channel)
         start = receive_message(channel)
         # Imported here, so that a missing seccomp library is reported like any other failure to shut in.
         from agent.training.isolation import isolate  # noqa: PLC0415 (see above)
@@ -31,7 +31,9 @@ def main(arguments: list[str]) -> int:
     except (ImportError, RuntimeError) as error:
         send_message(channel, {"not_isolated": f"{type(error).__name__}: {error}"[:500]})
         return 1
-    threading.Thread(target=_end_with_parent, args=(channel,), daemon=True).start()
+    threading.Thread(target=_end_with_channel, args=(channel,), daemon=True).start()
+    os.environ["OMP_NUM_THREADS"] = str(start["threads"])  # read when the libraries are loaded
+    model_fd, vector_fd = model_fds or (-1, -1)
     # Only now: these read foreign bytes, and load what can be led astray by them.
     from agent.training.session import serve  # noqa: PLC0415 (see above)
 
@@ -42,7 +44,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _end_with_parent(channel: socket.socket) -> None:
+def _end_with_channel(channel: socket.socket) -> None:
     """End when the agent's end of the channel is gone, also in mid-training.
 
     The kernel's own signal for this (PR_SET_PDEATHSIG) will not do: it comes when the thread that started the worker

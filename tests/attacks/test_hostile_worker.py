@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import pytest
 from agent.core.errors import SoftwareError
 from agent.core.wire import Refusal
 from agent.data.quality import DeclinedError
-from agent.training import process
+from agent.training import link
 from agent.training.client import RoundResult, TrainingWorker, check_dataset
 from agent.training.process import WorkerFailedError
 from agent.trust.metrics import training_layout
@@ -30,7 +31,9 @@ def send(message):
     raw(json.dumps(message).encode())
 def raw(data):
     channel.sendall(struct.pack(">I", len(data)) + data)
-memory = mmap.mmap(int(sys.argv[4]), 0) if int(sys.argv[4]) >= 0 else None
+_, (data, *others), _, _ = socket.recv_fds(channel, 1, 3)
+model, vector = others or (-1, -1)
+memory = mmap.mmap(vector, 0) if vector >= 0 else None
 report = {"dataset": "ward-3", "rows": 120, "train_rows": 79, "held_out_rows": 41}
 receive()
 """
@@ -48,13 +51,14 @@ def impostor(monkeypatch: pytest.MonkeyPatch) -> Impostor:
     """Makes every worker run the given program instead."""
 
     def pose(code: str) -> None:
-        def spawn(descriptors: list[int], threads: int) -> subprocess.Popen[bytes]:
-            return subprocess.Popen(
-                [sys.executable, "-c", PRELUDE + code, *map(str, descriptors)],
-                pass_fds=[item for item in descriptors if item >= 0],
-            )
+        def spawn() -> link.ChildLink:
+            ours, theirs = socket.socketpair()
+            with theirs:
+                descriptor = theirs.fileno()
+                command = [sys.executable, "-c", PRELUDE + code, str(descriptor)]
+                return link.ChildLink(ours, subprocess.Popen(command, pass_fds=[descriptor]))
 
-        monkeypatch.setattr(process, "_spawn", spawn)
+        monkeypatch.setattr(link, "_spawn", spawn)
 
     return pose
 
@@ -140,11 +144,11 @@ def test_an_update_does_not_change_after_it_was_checked(case: Case, impostor: Im
 @pytest.mark.parametrize(
     "attempt",
     [
-        "os.ftruncate(int(sys.argv[4]), 0)",  # the agent would crash at its next read
-        "os.ftruncate(int(sys.argv[4]), 1 << 40)",
-        "os.write(int(sys.argv[2]), b'x')",
-        "os.write(int(sys.argv[3]), b'x')",
-        "os.ftruncate(int(sys.argv[3]), 0)",
+        "os.ftruncate(vector, 0)",  # the agent would crash at its next read
+        "os.ftruncate(vector, 1 << 40)",
+        "os.write(model, b'x')",
+        "os.write(data, b'x')",
+        "os.ftruncate(data, 0)",
     ],
 )
 def test_descriptors_are_read_only_and_shared_memory_keeps_its_size(

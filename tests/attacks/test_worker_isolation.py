@@ -15,6 +15,7 @@ import pytest
 from agent.training import isolation
 from agent.training.client import TrainingWorker
 from agent.training.isolation import IsolationError
+from agent.training.link import ChildLink
 from tests.unit.training.studies import write_case
 
 GIB = 1 << 30
@@ -212,7 +213,9 @@ def test_the_real_worker_is_shut_in(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     case = write_case(tmp_path)
     with TrainingWorker.start(case.study, case.model, case.dataset) as worker:
         worker.wait_ready()
-        process = Path("/proc", str(worker.pid))
+        link = worker._process._link
+        assert isinstance(link, ChildLink)
+        process = Path("/proc", str(link.process.pid))
         status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines() if ":\t" in line)
         environment = (process / "environ").read_bytes()
         opened = sorted(str(item.readlink()) for item in (process / "fd").iterdir())
