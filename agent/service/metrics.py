@@ -94,6 +94,7 @@ class MetricsFile:
         partial = self._path.with_name(f"{METRICS_NAME}.partial")
         try:
             partial.write_bytes(render_metrics(status, resident_bytes=_resident_bytes(), started_s=self._started_s))
+            partial.chmod(0o644)  # whatever the unit's umask: the node exporter is another user
             partial.replace(self._path)
         except OSError as error:
             log.debug("metrics_not_written", reason=str(error))

@@ -34,7 +34,10 @@ from provisioning.cli.ceremony import (
     use_online_key,
 )
 from provisioning.cli.files import read_file
+from provisioning.cli.fleet import load_heartbeats
 from provisioning.cli.secrets import PassphraseFile, ask, interactive
+from provisioning.registrar.fleet import ago
+from provisioning.registrar.heartbeats import BoxHeartbeat
 from provisioning.registrar.settings import load_settings
 
 app = typer.Typer(name="consortium", help="The consortium as a whole.", no_args_is_help=True)
@@ -109,7 +112,7 @@ def status(directory: DirectoryOption) -> None:
     if not state.timestamp:
         typer.echo("Founding is not finished: call `seh-provision consortium init` again.")
         raise typer.Exit(2)
-    for line in _summary(layout, files, state, _last_seen(layout)):
+    for line in _summary(layout, files, state, _last_seen(layout), load_heartbeats(layout)):
         typer.echo(line)
 
 
@@ -244,7 +247,11 @@ def _last_seen(layout: AuthorityLayout) -> dict[str, str]:
 
 
 def _summary(
-    layout: AuthorityLayout, files: RepositoryFiles, state: RepositoryState, seen: Mapping[str, str]
+    layout: AuthorityLayout,
+    files: RepositoryFiles,
+    state: RepositoryState,
+    seen: Mapping[str, str],
+    beats: Mapping[str, BoxHeartbeat],
 ) -> list[str]:
     source, now = LocalSource(files), datetime.now(UTC)
     root = Metadata[Root].from_bytes(state.roots[-1]).signed
@@ -264,9 +271,16 @@ def _summary(
         lines.append(f"{site}: {len(desk.nodes)} box(es)" + ("" if desk.metadata else "; has signed nothing yet"))
         for node in desk.nodes:
             mark = "REVOKED" if node.root.key_id in revoked else "enrolled"
-            known = seen.get(node.root.key_id, "")
+            key_id = node.root.key_id
+            known = "  ".join(filter(None, (seen.get(key_id), _heard(beats.get(key_id), now))))
             lines.append(f"  {node.node}  {node.kind.value}, {node.evidence}  {mark} {node.enrolled:%Y-%m-%d}  {known}")
     return lines
+
+
+def _heard(beat: BoxHeartbeat | None, now: datetime) -> str:
+    if beat is None:
+        return "sent no heartbeat"
+    return f"release {beat.release}, heard of {ago(int(now.timestamp()) - beat.seen_s)}"
 
 
 def _until(what: str, expires: datetime, now: datetime) -> str:

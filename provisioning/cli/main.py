@@ -13,6 +13,7 @@ from provisioning.cli import (
     consortium,
     coordinator,
     cosigner,
+    fleet,
     key,
     node,
     registrar,
@@ -42,6 +43,7 @@ for group in (
     cosigner,
 ):
     app.add_typer(group.app)
+app.command()(fleet.fleet)
 
 
 def main() -> None:

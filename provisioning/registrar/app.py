@@ -4,12 +4,14 @@
     POST /v1/enrolments                               GET  /v1/enrolments/<id>
     PUT  /v1/enrolments/<id>/evidence                 PUT  /v1/enrolments/<id>/activation
     PUT  /v1/enrolments/<id>/endorsement/evidence     PUT  /v1/enrolments/<id>/endorsement/activation
+    POST /v1/heartbeats
     POST /v1/sites/<site>/tokens                      GET  /v1/sites/<site>/enrolments
     POST /v1/sites/<site>/enrolments/<id>/exchange    .../credential    .../refusal
     POST /v1/sites/<site>/metadata
 
 Boxes authorise themselves with their token's secret, hospitals with a request that their key signs
-(`provisioning.registrar.access`). Every answer that is no success is {"code", "sentence", "next_step"}.
+(`provisioning.registrar.access`), enrolled boxes by their session key (`provisioning.registrar.heartbeats`). Every
+answer that is no success is {"code", "sentence", "next_step"}.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from provisioning.registrar.messages import (
     AnswerMessage,
     CredentialMessage,
     ExchangeMessage,
+    HeartbeatMessage,
     MetadataMessage,
     OpeningMessage,
     RefusalMessage,
@@ -112,6 +115,12 @@ def _boxes(desk: RegistrarDesk, authority: bytes) -> APIRouter:
     def site_activation(name: str, asked: AskedRequest) -> JSONResponse:
         secret, message = parse_bearer(asked.authorization), parse_message(AnswerMessage, asked.body)
         desk.take_site_answer(name, secret, message.answer)
+        return JSONResponse({})
+
+    @router.post("/heartbeats")
+    def heartbeat(asked: AskedRequest) -> JSONResponse:
+        message = parse_message(HeartbeatMessage, asked.body)
+        desk.take_heartbeat(message.certificate.encode(), message.heartbeat.encode())
         return JSONResponse({})
 
     return router

@@ -21,7 +21,8 @@ from provisioning.authority.appraisal import Terms
 from provisioning.registrar import challenge
 from provisioning.registrar.access import REQUEST_LIFETIME_S, Asked, not_authorised, verify_site_request
 from provisioning.registrar.challenge import WAITING, Enrolment, Occasion, Opening, Refusal, State
-from provisioning.registrar.limits import PUBLICATION_RATE, SITE_RATE, TOKEN_RATE, RateLimiter
+from provisioning.registrar.heartbeats import verify_heartbeat
+from provisioning.registrar.limits import HEARTBEAT_RATE, PUBLICATION_RATE, SITE_RATE, TOKEN_RATE, RateLimiter
 from provisioning.registrar.publish import PublishedReader, PublishingDesk
 from provisioning.registrar.store import StaleError, Store
 from provisioning.tokens.token import TokenEntry
@@ -69,6 +70,7 @@ class RegistrarDesk:
         self._tools = tools
         self._store = tools.store
         self._of_token = RateLimiter(TOKEN_RATE, tools.clock)
+        self._of_box = RateLimiter(HEARTBEAT_RATE, tools.clock)
         self._of_site = RateLimiter(SITE_RATE, tools.clock)
         self._of_publisher = RateLimiter(PUBLICATION_RATE, tools.clock)
         self._publishing = threading.BoundedSemaphore(MAX_PUBLISHING)
@@ -150,6 +152,19 @@ class RegistrarDesk:
             OperatorError: See `enrolment`; or there was none.
         """
         return self._change(self.enrolment(name, secret), lambda known: challenge.take_site_answer(known, answer))
+
+    def take_heartbeat(self, certificate: bytes, heartbeat: bytes) -> None:
+        """A box that is enrolled says how it does.
+
+        Raises:
+            PeerProtocolError: It does not count.
+            OperatorError: It is not later than the last one.
+            NetworkError: It comes too often.
+        """
+        snapshot = self._tools.reader.current().snapshot
+        beat = verify_heartbeat(certificate, heartbeat, snapshot, now_s=self._now_s())
+        self._of_box.take(beat.key_id)  # not before: who only knows the key's name must not use up the box's share
+        self._store.note_heartbeat(beat)
 
     # Hospitals.
 

@@ -40,6 +40,8 @@ TOKEN_RATE: Final = Rate(burst=60, per_s=20)
 SITE_RATE: Final = Rate(burst=200, per_s=50)
 PUBLICATION_RATE: Final = Rate(burst=200, per_s=1 / 60)
 """Of one hospital: every version that it publishes is kept for ever."""
+HEARTBEAT_RATE: Final = Rate(burst=10, per_s=1 / 30)
+"""Of one box, which sends one every three minutes."""
 PAIRING_RATE: Final = Rate(burst=20, per_s=0.1)
 """Of one address: strangers may ask, and so many pairings in all wait at one time."""
 

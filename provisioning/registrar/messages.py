@@ -30,11 +30,19 @@ EvidenceBytes = Annotated[bytes, BeforeValidator(decode_bytes), Field(min_length
 MetadataBytes = Annotated[bytes, BeforeValidator(decode_bytes), Field(min_length=1, max_length=MAX_SITE_METADATA_BYTES)]
 TargetBytes = Annotated[bytes, BeforeValidator(decode_bytes), Field(max_length=MAX_TARGET_BYTES)]
 TargetPath = Annotated[str, Field(min_length=1, max_length=300)]
+Envelope = Annotated[str, Field(min_length=1, max_length=7168)]
 Sentence = Annotated[str, Field(max_length=1000)]
 
 
 class _Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class HeartbeatMessage(_Message):
+    """POST /v1/heartbeats: two DSSE envelopes."""
+
+    certificate: Envelope
+    heartbeat: Envelope
 
 
 class OpeningMessage(_Message):

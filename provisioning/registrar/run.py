@@ -30,6 +30,7 @@ from provisioning.authority.signers import Secrets, elliptic_key, open_signer, s
 from provisioning.registrar.app import create_app
 from provisioning.registrar.connection import PatientProtocol
 from provisioning.registrar.desk import RegistrarDesk, Tools
+from provisioning.registrar.operator import OperatorDesk, RequestCounter, opened_page
 from provisioning.registrar.pairing import IssueToken, PairingDesk
 from provisioning.registrar.passkeys import PasskeyServer
 from provisioning.registrar.publish import Door, PublishedReader, PublishingDesk, Registrations
@@ -102,7 +103,7 @@ def opened_registrar(settings: RegistrarSettings, keys: RegistrarKeys, door: Doo
                 origin = f"https://{record.registrar.address.removesuffix(_STANDARD_PORT)}"
                 issue_token = _token_maker(reader, store, keys.registrar, clock)
                 pairing = PairingDesk(PasskeyServer(origin), store, issue_token, clock, secrets.token_bytes)
-                yield create_app(
+                app = create_app(
                     RegistrarDesk(tools),
                     pairing,
                     consortium=record.name,
@@ -110,6 +111,9 @@ def opened_registrar(settings: RegistrarSettings, keys: RegistrarKeys, door: Doo
                     repository=publisher.files.path,
                     clock=clock,
                 )
+                counter = RequestCounter(app)
+                with opened_page(settings.operator, OperatorDesk(reader, store, clock, counter.registry), clock):
+                    yield counter
         finally:
             store.close()
 

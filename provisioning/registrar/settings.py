@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from agent.core.config import Address, LocalPath
 from agent.core.errors import OperatorError
@@ -17,6 +17,18 @@ from agent.core.validation import explain_invalid
 MAX_SETTINGS_BYTES: Final = 1 << 16
 
 KeyURIText = Annotated[str, Field(pattern=r"^[a-z0-9]+:.{1,500}$")]
+
+
+LOOPBACK: Final = frozenset({"127.0.0.1", "[::1]", "localhost"})
+
+
+def _check_loopback(address: str) -> str:
+    if address.rpartition(":")[0] not in LOOPBACK:
+        raise ValueError("name 127.0.0.1, [::1] or localhost: nobody signs in there")
+    return address
+
+
+LoopbackAddress = Annotated[Address, AfterValidator(_check_loopback)]
 
 
 class _Section(BaseModel):
@@ -88,6 +100,7 @@ class RegistrarSettings(_Section):
         keys: Its keys.
         superlink: Where enrolled boxes are registered.
         cosigner: The second organisation's; None where there is one organisation.
+        operator: `host:port` of this host alone, where the operator's page and metrics are shown; None shows none.
     """
 
     listen: Address
@@ -97,6 +110,7 @@ class RegistrarSettings(_Section):
     keys: KeysSection
     superlink: SuperLinkSection
     cosigner: CosignerSection | None = None
+    operator: LoopbackAddress | None = None
 
 
 def parse_settings(data: bytes, *, directory: Path) -> RegistrarSettings:

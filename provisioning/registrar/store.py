@@ -10,7 +10,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -29,8 +29,17 @@ from agent.core.ids import SiteID
 from agent.statements.roots import EvidenceClass, KeyKind
 from provisioning.authority.appraisal import Subject
 from provisioning.registrar.challenge import FINAL, Enrolment, Refusal, SiteTalk, State
+from provisioning.registrar.heartbeats import BoxHeartbeat
 from provisioning.registrar.passkeys import Passkey
-from provisioning.registrar.tables import EnrolmentRow, EventRow, PasskeyRow, SiteNonceRow, Table, TokenRow
+from provisioning.registrar.tables import (
+    EnrolmentRow,
+    EventRow,
+    HeartbeatRow,
+    PasskeyRow,
+    SiteNonceRow,
+    Table,
+    TokenRow,
+)
 from provisioning.tokens.token import TokenEntry
 
 BUSY_LIMIT_MS: Final = 30_000
@@ -44,6 +53,8 @@ MAX_UNFINISHED: Final = 1000
 """Enrolments of one hospital: each may hold megabytes of evidence that nobody has appraised yet."""
 SEEN_EVERY_S: Final = 30
 """A box that asks how far it is is noted this often."""
+HEARTBEAT_KEPT_S: Final = 90 * 86_400
+"""A box that is silent for longer was never heard of."""
 _READING: Final = {"reading": True}
 
 
@@ -296,6 +307,42 @@ class Store:
                 delete(PasskeyRow).where(PasskeyRow.site == site).returning(PasskeyRow.credential_id)
             )
             return len(result.all())
+
+    def note_heartbeat(self, beat: BoxHeartbeat) -> None:
+        """Keep a box's heartbeat in the place of its last one; those of boxes that are long gone go.
+
+        Raises:
+            OperatorError: It is not later than the last one (`registrar.old_heartbeat`).
+        """
+        earlier = (HeartbeatRow.key_id == beat.key_id, HeartbeatRow.issued_s < beat.issued_s)
+        try:
+            with self._writing() as session:
+                session.execute(delete(HeartbeatRow).where(HeartbeatRow.seen_s < self._now_s() - HEARTBEAT_KEPT_S))
+                changed = session.execute(
+                    update(HeartbeatRow).where(*earlier).values(**asdict(beat)).returning(HeartbeatRow.key_id)
+                )
+                if not changed.all():
+                    session.add(HeartbeatRow(**asdict(beat)))
+        except IntegrityError:
+            raise OperatorError(
+                "registrar.old_heartbeat",
+                "A later heartbeat of this box was taken already, or this very one.",
+                next_step="The box sends the next one in a few minutes. If this lasts, set the box's clock right.",
+            ) from None
+
+    def heartbeats(self) -> dict[str, BoxHeartbeat]:
+        """The last heartbeat of each box, by its key's id (hex)."""
+        names = [part.name for part in fields(BoxHeartbeat)]
+        with self._reading() as session:
+            rows = session.scalars(select(HeartbeatRow))
+            return {row.key_id: BoxHeartbeat(**{name: getattr(row, name) for name in names}) for row in rows}
+
+    def enrolments_by_state(self) -> dict[State, int]:
+        """How many enrolments there are in each state."""
+        query = select(EnrolmentRow.state, func.count()).group_by(EnrolmentRow.state)
+        with self._reading() as session:
+            found = {State(state): count for state, count in session.execute(query)}
+        return {state: found.get(state, 0) for state in State}
 
     def events(self, *, site: SiteID | None = None, limit: int = 1000) -> list[EventRecord]:
         """What happened last, newest first."""

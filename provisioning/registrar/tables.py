@@ -90,3 +90,22 @@ class PasskeyRow(Table):
     site: Mapped[str] = mapped_column(String(63), index=True)
     credential: Mapped[bytes] = mapped_column(LargeBinary)
     count: Mapped[int] = mapped_column(BigInteger)
+
+
+class HeartbeatRow(Table):
+    """A box's last heartbeat, as `provisioning.registrar.heartbeats.BoxHeartbeat` says."""
+
+    __tablename__ = "heartbeats"
+
+    key_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    site: Mapped[str] = mapped_column(String(63))
+    node: Mapped[str] = mapped_column(String(63))
+    release: Mapped[str] = mapped_column(String(32))
+    link: Mapped[str] = mapped_column(String(16))
+    session: Mapped[str] = mapped_column(String(16))
+    health: Mapped[str] = mapped_column(String(16))
+    trouble: Mapped[str] = mapped_column(String(64))
+    uptime_s: Mapped[int] = mapped_column(BigInteger)
+    issued_s: Mapped[int] = mapped_column(BigInteger)
+    session_expires_s: Mapped[int] = mapped_column(BigInteger)
+    seen_s: Mapped[int] = mapped_column(BigInteger, index=True)

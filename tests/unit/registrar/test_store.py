@@ -19,7 +19,8 @@ from agent.core.ids import SiteID
 from agent.statements.roots import EvidenceClass, KeyKind
 from provisioning.authority.appraisal import Subject
 from provisioning.registrar.challenge import Enrolment, Refusal, SiteTalk, State
-from provisioning.registrar.store import SEEN_EVERY_S, StaleError, Store, connect, migrate
+from provisioning.registrar.heartbeats import BoxHeartbeat
+from provisioning.registrar.store import HEARTBEAT_KEPT_S, SEEN_EVERY_S, StaleError, Store, connect, migrate
 from provisioning.registrar.tables import Table
 from provisioning.tokens.token import TokenEntry
 from tests.simulators.clock import SetClock
@@ -217,3 +218,58 @@ def test_a_restart_of_the_server_costs_one_answer_at_most(cluster: PostgreSQL, c
 def test_another_database_is_refused(clock: SetClock, url: str) -> None:
     with pytest.raises(OperatorError, match="SQLite or PostgreSQL"):
         Store.open(url, clock)
+
+
+BEAT = BoxHeartbeat("ab" * 32, A, "node-a", "1.4.0", "online", "valid", "well", "", 60, 100, 4000, 105)
+
+
+def now_s(clock: SetClock) -> int:
+    return int(clock.now().timestamp())
+
+
+def test_a_later_heartbeat_takes_the_place_of_the_last_one(store: Store, clock: SetClock) -> None:
+    first = replace(BEAT, seen_s=now_s(clock))
+    later = replace(first, issued_s=101, release="1.5.0", trouble="fleet.unreachable")
+    other = replace(first, key_id="cd" * 32, node="node-b")
+    for each in (first, other, later):
+        store.note_heartbeat(each)
+    assert store.heartbeats() == {later.key_id: later, other.key_id: other}
+
+
+@pytest.mark.parametrize("issued_s", [99, 100])
+def test_a_heartbeat_that_is_not_later_changes_nothing(store: Store, clock: SetClock, issued_s: int) -> None:
+    first = replace(BEAT, seen_s=now_s(clock))
+    store.note_heartbeat(first)
+    with pytest.raises(OperatorError) as refused:
+        store.note_heartbeat(replace(first, issued_s=issued_s, release="0.1.0"))
+    assert refused.value.code == "registrar.old_heartbeat"
+    assert store.heartbeats() == {first.key_id: first}
+
+
+def test_one_of_two_equal_heartbeats_at_once_is_taken(store: Store, clock: SetClock) -> None:
+    beat = replace(BEAT, seen_s=now_s(clock))
+
+    def take(_: int) -> bool:
+        try:
+            store.note_heartbeat(beat)
+        except OperatorError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(take, range(4))) == [False, False, False, True]
+
+
+def test_heartbeats_of_boxes_that_are_long_gone_go(store: Store, clock: SetClock) -> None:
+    store.note_heartbeat(replace(BEAT, seen_s=now_s(clock)))
+    clock.move(HEARTBEAT_KEPT_S + 1)
+    fresh = replace(BEAT, key_id="cd" * 32, seen_s=now_s(clock))
+    store.note_heartbeat(fresh)
+    assert store.heartbeats() == {fresh.key_id: fresh}
+
+
+def test_enrolments_are_counted_by_state(store: Store) -> None:
+    store.add_token(ENTRY)
+    store.create(OPEN)
+    counts = store.enrolments_by_state()
+    assert (counts[State.OPEN], sum(counts.values()), set(counts)) == (1, 1, set(State))

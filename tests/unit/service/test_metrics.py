@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import threading
 from pathlib import Path
 
@@ -76,6 +78,15 @@ def test_the_file_is_written_again_and_goes_with_the_agent(tmp_path: Path) -> No
             assert asked.acquire(timeout=10)
         assert "seh_agent_info/a/" in "\n".join(values(path.read_bytes()))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_node_exporter_may_read_the_file(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        MetricsFile(tmp_path / METRICS_NAME, lambda: ONLINE).write()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / METRICS_NAME).stat().st_mode) == 0o644
 
 
 def test_a_directory_that_is_gone_does_not_matter(tmp_path: Path) -> None:
