@@ -30,6 +30,7 @@ from tests.unit.data.tables import table
 from tests.unit.training.graphs import logistic
 from tests.unit.training.studies import WIDTH, Case, plan_of, write_case
 
+pytestmark = pytest.mark.slow
 ENDLESS = plan_of(steps=1_000_000)
 END_LIMIT_S = 10.0
 

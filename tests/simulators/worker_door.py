@@ -1,4 +1,4 @@
-"""What systemd does for packaging/systemd/seh-worker.socket (Accept=yes): a process for each connection, as its unit says."""
+"""What systemd does for seh-worker.socket (Accept=yes): a process for each connection, as packaging/systemd says."""
 
 from __future__ import annotations
 

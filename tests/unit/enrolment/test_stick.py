@@ -178,9 +178,8 @@ def test_rule_unit_and_program_name_the_same_things() -> None:
 
 
 def test_the_rules_use_udev_s_keys_and_jump_to_places_that_exist() -> None:
-    known = re.compile(
-        r'^(ACTION|SUBSYSTEMS?|KERNEL|GOTO|LABEL|TAG|RUN|GROUP|MODE|ENV\{\w+\}|ATTR\{\w+\})(==|!=|=|\+=)"[^"]*"$'
-    )
+    names = r"ACTION|SUBSYSTEMS?|KERNEL|GOTO|LABEL|TAG|RUN|GROUP|MODE|ENV\{\w+\}|ATTR\{\w+\}"
+    known = re.compile(rf'^({names})(==|!=|=|\+=)"[^"]*"$')
     for path in sorted((PACKAGING / "udev").glob("*.rules")):
         lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
         parts = [part for line in lines for part in re.split(r",\s*(?=[A-Z])", line)]
