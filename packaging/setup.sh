@@ -28,6 +28,9 @@ echo "Installing Python packages into $venv"
 if pkg-config --exists tss2-esys; then
     "$venv/bin/python" -m pip install -q -c constraints.txt -e '.[tpm]'
 fi
+if pkg-config --exists libsystemd; then
+    "$venv/bin/python" -m pip install -q -c constraints.txt -e '.[service]'
+fi
 if pkg-config --exists libpcsclite; then
     "$venv/bin/python" -m pip install -q -c constraints.txt -e '.[piv,fido2,card-tools]'
 fi
