@@ -25,6 +25,7 @@ from agent.enrolment.drop import StickReading, leave_reading
 from agent.enrolment.record import EnrolmentFolder
 from agent.identity.key import init_key
 from agent.identity.session import RenewalPolicy
+from agent.service.heartbeat import HEARTBEAT_S
 from agent.service.main import run_agent
 from agent.service.state import AgentStatus, load_status
 from agent.service.wiring import link_of
@@ -81,6 +82,7 @@ class RunningHospital:
         link: Its key at the SuperLink.
         session_life_s: How long its key vouches at a time; as long as its kind may when None.
         refresh_s: How often it asks its consortium's repository, once it is enrolled.
+        heartbeat_s: How often it tells its registrar how it does.
     """
 
     directory: Path
@@ -89,6 +91,7 @@ class RunningHospital:
     link: ec.EllipticCurvePublicKey
     session_life_s: int | None = None
     refresh_s: float = 60.0
+    heartbeat_s: float = HEARTBEAT_S
     step: float | None = None
     rows: int = ROWS
     node_id: int = 0
@@ -248,7 +251,8 @@ idle_poll_s = 0.3
         if self.process is not None and self.process.poll() is None:
             raise HardwareError("tests.running", "The agent runs already.", next_step="Stop it.")
         training = {"training_s": training_s, "step": self.step, "rows": self.rows}
-        play = {"training": training, "session_life_s": self.session_life_s, "refresh_s": self.refresh_s}
+        pace = {"refresh_s": self.refresh_s, "heartbeat_s": self.heartbeat_s}
+        play = {"training": training, "session_life_s": self.session_life_s, "pace": pace}
         command = [sys.executable, "-m", "tests.simulators.hospital", str(self.config), json.dumps(play)]
         with (self.directory / "agent.log").open("ab") as log:
             self.process = subprocess.Popen(
@@ -300,7 +304,7 @@ def main() -> int:
     life_s = play["session_life_s"]
     renewal = None if life_s is None else RenewalPolicy(life_s, life_s // 2)
     opener = played_opener(**play["training"])
-    return run_command(lambda: run_agent(config, opener=lambda _: opener, renewal=renewal, refresh_s=play["refresh_s"]))
+    return run_command(lambda: run_agent(config, opener=lambda _: opener, renewal=renewal, **play["pace"]))
 
 
 def _toml(fields: Mapping[str, object]) -> str:
