@@ -10,16 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.errors import HardwareError, NetworkError
+from agent.core.clock import SystemClock
+from agent.core.errors import HardwareError, NetworkError, PeerProtocolError
 from agent.core.version import software_version
 from agent.identity.key import init_key
 from agent.identity.session import SessionKeeper, Subject
-from agent.service.heartbeat import Heart, Pulse, describe
+from agent.service.heartbeat import PLACE, Heart, Pulse, describe, registrar_line
 from agent.service.state import AgentStatus
 from agent.statements.envelope import parse_proof
 from agent.statements.kinds import Heartbeat, SessionCertificate
 from agent.trust.records import ServerRecord
 from tests.simulators.clock import SetClock
+from tests.simulators.registrar import PlayedRegistrar, Said
+from tests.simulators.repository_server import running_proxy
 
 SUBJECT = Subject("ab" * 32, "hospital-a", "node-a")
 REGISTRAR = ServerRecord(address="registrar.example.org:8443", root_certificates="")
@@ -135,3 +138,28 @@ def test_they_are_sent_again_and_again_until_the_end(tmp_path: Path) -> None:
         for _ in range(3):
             assert box.came.acquire(timeout=10)
     assert not any(thread.name == "heart" for thread in threading.enumerate())
+
+
+def test_they_go_through_the_hospitals_proxy_to_the_registrar_alone(tmp_path: Path) -> None:
+    with PlayedRegistrar(tmp_path) as registrar, running_proxy() as proxy:
+        send = registrar_line(SystemClock(), f"http://localhost:{proxy.port}")
+        send(registrar.consortium.registrar, b"{}")
+        assert [(asked.method, asked.path, asked.body) for asked in registrar.asked] == [("POST", PLACE, b"{}")]
+    assert proxy.asked == [f"CONNECT {registrar.address} HTTP/1.1"]
+
+
+def test_a_server_that_is_not_the_registrar_gets_none(tmp_path: Path) -> None:
+    with PlayedRegistrar(tmp_path / "true") as registrar, PlayedRegistrar(tmp_path / "other") as other:
+        record = registrar.consortium.registrar.model_copy(update={"address": other.address})
+        with pytest.raises(PeerProtocolError) as refused:
+            registrar_line(SystemClock(), None)(record, b"{}")
+    assert refused.value.code == "enrolment.not_the_registrar"
+    assert other.asked == []
+
+
+def test_a_registrar_that_answers_without_end_is_hung_up_on(tmp_path: Path) -> None:
+    with PlayedRegistrar(tmp_path) as registrar:
+        registrar.before = lambda _: Said(body=b"x" * 65_536, endless=True)
+        with pytest.raises(PeerProtocolError) as refused:
+            registrar_line(SystemClock(), None)(registrar.consortium.registrar, b"{}")
+    assert refused.value.code == "enrolment.bad_answer"
