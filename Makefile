@@ -5,14 +5,19 @@ SETUP := build/.setup
 export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 
-.PHONY: demo test check bench docs setup lint clean
+.PHONY: demo test system check bench docs setup lint clean
 .DEFAULT_GOAL := demo
 
 demo: setup
 	$(PY) -m tests.demo $(ARGS)
 
 test: setup lint
-	$(PY) -m pytest
+	$(PY) -m pytest --ignore tests/guest
+
+# A whole machine, booted, with sticks put in and its power taken away (docs/developer.md); needs root to be built.
+system: setup
+	$(PY) -m tests.guest
+	$(PY) -m pytest tests/guest
 
 # The quick part: lint, types, floors, unit tests and attacks, within two minutes.
 check: setup lint
