@@ -45,8 +45,13 @@ def explain_invalid(error: ValidationError, *, whole: str, within: tuple[str, ..
     """
     found = error.errors(include_url=False, include_input=False)
     first = found[0]
-    where = ".".join(str(part) for part in (*within, *first["loc"])) or whole
+    where = ".".join(_plain(str(part)) for part in (*within, *first["loc"])) or whole
     say = _PLAIN.get(first["type"])
     what = say(first.get("ctx", {})) if say else first["msg"]
     more = f" (and {len(found) - _FIRST} more)" if len(found) > _FIRST else ""
     return f"{where}: {what}{more}"
+
+
+def _plain(name: str) -> str:
+    """A field's name, which a stranger may have chosen, as it may go to a terminal: no control character."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)[:100]

@@ -45,3 +45,11 @@ def test_each_fault_is_said_in_plain_words(text: str, said: str) -> None:
     with pytest.raises(ValidationError) as caught:
         Sample.model_validate_json(text)
     assert explain_invalid(caught.value, whole="sample").startswith(said)
+
+
+def test_a_strangers_name_for_a_field_does_not_reach_a_terminal_as_it_is() -> None:
+    name = "\\u001b[2J" + "x" * 200
+    with pytest.raises(ValidationError) as caught:
+        Sample.model_validate_json('{"site": "a", "' + name + '": 1}')
+    said = explain_invalid(caught.value, whole="sample")
+    assert (said.isprintable(), said.startswith("?[2Jxxx"), len(said) < 200) == (True, True, True)
