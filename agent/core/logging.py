@@ -1,4 +1,4 @@
-"""Structured events: fields where the system's journal reads, coloured where a person does, else a JSON object a line."""
+"""Structured events: fields where the journal reads, coloured where a person does, else one JSON object a line."""
 
 from __future__ import annotations
 

@@ -29,6 +29,7 @@ from agent.identity.vault import Vault
 from agent.service.affiliation import Affiliation, check_single, enrolled_affiliation, pinned_affiliation
 from agent.service.control import ControlDesk, ControlSocket
 from agent.service.enrolling import ENROL_HERE, Bearings, Enroller, judge_stick
+from agent.service.health import HealthReport, run_self_test
 from agent.service.heartbeat import HEARTBEAT_S, Pulse, heart_of
 from agent.service.metrics import MetricsFile, metrics_path
 from agent.service.safekeeping import load_vault
@@ -118,13 +119,16 @@ def run_agent(
     signals, manager = StopSignals(), ServiceManager(os.environ)
     clock, state = SystemClock(), config.node.state_directory
     pulse = Pulse(heartbeat_s, clock.monotonic_s())
-    metrics = MetricsFile(metrics_path(os.environ), partial(load_status, state))
+    path = metrics_path(os.environ)
+    metrics = MetricsFile(path, partial(load_status, state))
+    health = HealthReport(None if path is None else path.parent, os.getpid(), run_self_test)
     with signals.installed(), locked_state(state), metrics:
         store_status(state, AgentStatus("starting"))  # the last process may have been killed
-        life = _Life(config, clock, signals, manager, opener(config), renewal, refresh_s, pulse)
+        life = _Life(config, clock, signals, manager, opener(config), renewal, refresh_s, pulse, health)
         while not signals.stop.is_set():
             life.live()
         manager.stopping()
+        health.withdraw()
         store_status(state, AgentStatus("stopped"))
     return 0
 
@@ -142,6 +146,7 @@ class _Life:
         renewal: How long the box's key vouches at a time; by its kind when None.
         refresh_s: How often the repository is asked.
         pulse: How often the registrar is told how the box does.
+        health: What whoever judges this release is told.
     """
 
     config: AgentConfig
@@ -152,6 +157,7 @@ class _Life:
     renewal: RenewalPolicy | None
     refresh_s: float
     pulse: Pulse
+    health: HealthReport
 
     def live(self) -> None:
         """Do the next of these; returns when it is over, or when told to stop."""
@@ -165,7 +171,7 @@ class _Life:
         elif record is None:
             self._wait_for_enrolment(secrets)
         elif record.key_id != secrets.key.key_id:
-            self._wait(other_key(record))
+            self._wait(other_key(record), secrets.key)
         else:
             self._serve_enrolled(secrets, record)
 
@@ -176,6 +182,11 @@ class _Life:
     def _publish(self, status: AgentStatus) -> None:
         store_status(self.config.node.state_directory, status)
         self.manager.status(status.line)
+        self.health.note_link(status.link)
+
+    def _ready(self, key: HardwareKey) -> None:
+        self.manager.ready()
+        self.health.ready(self.config, key)
 
     def _wait_for_secrets(self, *, make_key: bool) -> BoxSecrets | None:
         """Open vault and key, waiting for hardware that is not there yet; None when told to stop first.
@@ -201,16 +212,17 @@ class _Life:
                 reported = error.code
                 self.manager.status(f"waiting for the key: {error.sentence}")
                 self.manager.wait_longer(10 * KEY_RETRY_S)
+                self.manager.alive()  # the agent may have been ready before
                 next_step = ENROL_HERE if isinstance(error, OperatorError) else error.next_step
                 waiting = AgentStatus("waiting", None, "", error.code, error.sentence, next_step)
                 store_status(self.config.node.state_directory, waiting)
                 self.signals.wait(KEY_RETRY_S)
         return None
 
-    def _wait(self, error: SecureHealthError) -> None:
+    def _wait(self, error: SecureHealthError, key: HardwareKey) -> None:
         """Say what is wrong, and give it a moment to be put right."""
         self._publish(AgentStatus("waiting", None, "", error.code, error.sentence, error.next_step))
-        self.manager.ready()
+        self._ready(key)
         self.manager.alive()
         self.signals.wait(TRUST_RETRY_S)
 
@@ -220,7 +232,7 @@ class _Life:
             self._publish(AgentStatus(bearings.link, None, "", *words))
 
         publish(Bearings())
-        self.manager.ready()
+        self._ready(secrets.key)
         log.info("waiting_for_enrolment", key=secrets.key.kind.value)
         with Enroller(self.config, secrets.key, secrets.vault, self.clock, publish) as enroller:
             enroller.resume()
@@ -237,7 +249,7 @@ class _Life:
                 )
             except SecureHealthError as error:
                 log.warning("trust_missing", error=error)
-                self._wait(error)
+                self._wait(error, secrets.key)
                 return
             self._serve(secrets, affiliation, home)
 
@@ -263,7 +275,7 @@ class _Life:
         heart = heart_of(self.config, affiliation, keeper, board, self.clock, self.pulse)
         try:
             with ControlSocket(self.config.node.state_directory, desk.answer, self.clock), heart:
-                self.manager.ready()
+                self._ready(secrets.key)
                 log.info(
                     "agent_ready",
                     site=affiliation.site,
@@ -296,7 +308,9 @@ class _Life:
                     next_step="Report it with the log; the service manager starts the agent again.",
                 )
             yield
-            if agent.node.is_turning():
+            turning = agent.node.is_turning()
+            self.health.note(agent=turning)
+            if turning:
                 self.manager.alive()
 
 
