@@ -190,6 +190,10 @@ def test_the_command_reads_what_the_registrar_keeps(scene: Scene, store: Store) 
     shown = runner.invoke(app, ["fleet", "-d", str(directory), "--json"])
     assert json.loads(shown.stdout)["boxes"][-1]["release"] == "1.4.0"
     assert f"{A} {scene.first.node}" in runner.invoke(app, ["fleet", "-d", str(directory)]).stdout
+    status = runner.invoke(app, ["consortium", "status", "-d", str(directory)]).stdout.splitlines()
+    of_box = {node.node: next(line for line in status if node.node in line) for node in (scene.first, scene.spare)}
+    assert re.search(r"release 1\.4\.0, heard of (now|\d+ \w+ ago)$", of_box[scene.first.node])
+    assert of_box[scene.spare.node].endswith("sent no heartbeat")
 
 
 class Page(HTMLParser):
