@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from types import MappingProxyType
 from typing import Annotated, TextIO
@@ -73,6 +73,18 @@ def render_error(error: SecureHealthError, *, colour: bool = False) -> str:
     if colour:
         sentence, source = click.style(sentence, fg="red", bold=True), click.style(source, dim=True)
     return "\n".join((sentence, step, source))
+
+
+def render_columns(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns of text, each as wide as its widest entry.
+
+    Args:
+        headings: Of the columns.
+        rows: As many entries each.
+    """
+    lines = [tuple(heading.upper() for heading in headings), *map(tuple, rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
 def run_command(command: Callable[[], object], *, stream: TextIO | None = None) -> int:

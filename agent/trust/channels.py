@@ -19,6 +19,8 @@ RELEASES_ROLE: Final = "releases"
 CHANNELS_ROLE: Final = "channels"
 RECORD_NAME: Final = "release.json"
 IMAGE_NAME: Final = "app.raw"
+UPDATE_LABEL: Final = "SEH-UPDATE"
+"""Of a stick that brings a release."""
 EVERY_SITE: Final = "*"
 BUCKETS: Final = 100
 MAX_CHANNEL_BYTES: Final = 1 << 18

@@ -9,6 +9,8 @@ import hashlib
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -16,14 +18,28 @@ from agent.core.errors import PeerProtocolError
 
 ZSTD: Final = "/usr/bin/zstd"
 WINDOW_LOG: Final = 31
+_COMMAND: Final = (ZSTD, "--decompress", "--stdout", "--quiet", f"--long={WINDOW_LOG}")
 _CHUNK_BYTES: Final = 1 << 20
 
 
-def apply_delta(base: Path, delta: Path, image: Path, *, sha256: str, length: int) -> None:
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The image that a delta was made from.
+
+    Args:
+        path: A slot's file; it may be longer than the image, as slots are preallocated.
+        length: Of the image, in bytes.
+    """
+
+    path: Path
+    length: int
+
+
+def apply_delta(base: Base, delta: Path, image: Path, *, sha256: str, length: int) -> None:
     """Make an image.
 
     Args:
-        base: The image that the delta was made from.
+        base: What the delta was made from.
         delta: As fetched.
         image: Where the new one goes.
         sha256: Of the new one, hex, as it was signed.
@@ -42,11 +58,18 @@ def apply_delta(base: Path, delta: Path, image: Path, *, sha256: str, length: in
         raise _bad_delta("another image comes out")
 
 
-def _patched(base: Path, delta: Path) -> Iterator[bytes]:
-    command = (ZSTD, "--decompress", "--stdout", "--quiet", f"--long={WINDOW_LOG}", f"--patch-from={base}", str(delta))
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={}
-    ) as process:
+def _patched(base: Base, delta: Path) -> Iterator[bytes]:
+    with (
+        _exactly(base) as descriptor,
+        subprocess.Popen(
+            (*_COMMAND, f"--patch-from=/proc/self/fd/{descriptor}", str(delta)),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={},
+            pass_fds=(descriptor,),
+        ) as process,
+    ):
         assert process.stdout is not None  # noqa: S101 - it was asked for
         try:
             while chunk := process.stdout.read(_CHUNK_BYTES):
@@ -55,6 +78,20 @@ def _patched(base: Path, delta: Path) -> Iterator[bytes]:
                 raise _bad_delta("it does not fit the release that runs here")
         finally:
             process.kill()
+
+
+@contextmanager
+def _exactly(base: Base) -> Iterator[int]:
+    """A file of the image alone, in memory: zstd counts from its end."""
+    descriptor = os.memfd_create("base", os.MFD_CLOEXEC)
+    try:
+        with base.path.open("rb") as stream:
+            left = base.length
+            while left and (count := os.sendfile(descriptor, stream.fileno(), None, left)):
+                left -= count
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _written(chunks: Iterator[bytes], stream: BinaryIO, length: int) -> str:

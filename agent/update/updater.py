@@ -20,7 +20,7 @@ from agent.statements.kinds import Seconds
 from agent.statements.release import Release, Version
 from agent.trust.channels import IMAGE_NAME, RECORD_NAME, Channel, VersionText, delta_name, release_path
 from agent.update.channel import Audience, Running, check_named, check_release, choose
-from agent.update.delta import apply_delta
+from agent.update.delta import Base, apply_delta
 from agent.update.download import Downloads, Progress, Wait, check_room, kept_on_disk
 from agent.update.incoming import Incoming, other_image
 from agent.update.release import MAX_RECORD_BYTES, ReleaseKeys, verify_release
@@ -138,7 +138,7 @@ class Box:
     """
 
     running: Running
-    image: Path | None
+    image: Base | None
     audience: Audience
     keys: ReleaseKeys
 
@@ -260,7 +260,7 @@ class Updater:
         check_room(self._folder.path, self._downloads.room_needed(image))
         return self._downloads.fetch(self._repository.url_of(image), image, self._progress)
 
-    def _from_delta(self, release: Release, base: Path, delta: TargetFile) -> Path:
+    def _from_delta(self, release: Release, base: Base, delta: TargetFile) -> Path:
         check_room(self._folder.path, self._downloads.room_needed(delta) + release.image_bytes)
         fetched = self._downloads.fetch(self._repository.url_of(delta), delta, self._progress)
         place = self._folder.incoming.begin(release)

@@ -233,7 +233,7 @@ class Ceremony:
             raise OperatorError(
                 "authority.already_pending",
                 f"A change of {role} waits for signatures in {waiting[0]}.",
-                next_step="Have it signed with `seh-provision consortium sign`, or remove the file to give it up.",
+                next_step="Have it signed by the holders of the other keys, or remove the file to give it up.",
             )
 
 

@@ -36,7 +36,7 @@ from provisioning.authority.repository import (
     parse_proposal,
     storing,
 )
-from provisioning.authority.roles import new_snapshot, new_timestamp
+from provisioning.authority.roles import CONSORTIUM, RepositoryKind, new_snapshot, new_timestamp
 from provisioning.authority.successor import check_successor
 
 SNAPSHOT_RENEWED_BEFORE: Final = timedelta(days=3)
@@ -52,9 +52,17 @@ class Publisher:
         layout: The authority's directory.
         signers: The online keys in the order in which they are asked; the one on this host first.
         clock: For times of expiry.
+        kind: Of the repository.
     """
 
-    def __init__(self, layout: AuthorityLayout, signers: Sequence[OnlineSigner], clock: Clock) -> None:
+    def __init__(
+        self,
+        layout: AuthorityLayout,
+        signers: Sequence[OnlineSigner],
+        clock: Clock,
+        kind: RepositoryKind = CONSORTIUM,
+    ) -> None:
+        self._kind = kind
         self._layout = layout
         self._signers = tuple(signers)
         self._clock = clock
@@ -147,8 +155,8 @@ class Publisher:
     def _publish(self, before: RepositoryState, change: Change) -> RepositoryState:
         with translated():
             proposal = self._propose(before, change)
-        check_successor(before, proposal, now=self._clock.now())
-        check_targets(before, change, self.files)
+        check_successor(before, proposal, now=self._clock.now(), kind=self._kind)
+        check_targets(before, change, self.files, self._kind)
         self.files.store_targets(change.targets)
         return self._commit(before, proposal)
 

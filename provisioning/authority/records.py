@@ -17,17 +17,21 @@ from provisioning.authority.repository import (
     RepositoryFiles,
     RepositoryState,
 )
+from provisioning.authority.roles import CONSORTIUM, RepositoryKind
 
 MAX_SITE_FILE_BYTES = 1 << 20
 
 
-def check_targets(before: RepositoryState, change: Change, files: RepositoryFiles) -> None:
+def check_targets(
+    before: RepositoryState, change: Change, files: RepositoryFiles, kind: RepositoryKind = CONSORTIUM
+) -> None:
     """Check the files of a change; that its metadata may follow is checked before.
 
     Args:
         before: What is published now.
         change: New metadata and files.
         files: Where those lie that stay.
+        kind: Of the repository.
 
     Raises:
         PeerProtocolError: One is missing, is another than listed, is listed by nobody, or is a bad record.
@@ -40,7 +44,7 @@ def check_targets(before: RepositoryState, change: Change, files: RepositoryFile
         for path, target in role.targets.items():
             _check_target(target, change.targets.get(path), files, limit)
         listed |= role.targets.keys()
-        _check_records(name, role, roles, change, files)
+        _check_records(name, role, roles, change, files, kind)
         if name.startswith(SITE_ROLE_PREFIX) and name in before.roles:
             _check_revocations(name, before.roles[name], role, change, files)
     if unlisted := change.targets.keys() - listed:
@@ -61,7 +65,14 @@ def _check_target(target: TargetFile, data: bytes | None, files: RepositoryFiles
         raise _bad_target(f"{target.path[:200]!r} did not come with it")
 
 
-def _check_records(name: str, role: Targets, roles: dict[str, bytes], change: Change, files: RepositoryFiles) -> None:
+def _check_records(
+    name: str,
+    role: Targets,
+    roles: dict[str, bytes],
+    change: Change,
+    files: RepositoryFiles,
+    kind: RepositoryKind,
+) -> None:
     if name.startswith(SITE_ROLE_PREFIX):
         site = SiteID(name.removeprefix(SITE_ROLE_PREFIX))
         paths = SitePaths(site)
@@ -69,6 +80,9 @@ def _check_records(name: str, role: Targets, roles: dict[str, bytes], change: Ch
         found = site_files(paths, role)
         contents = {path: _content(role.targets[path], change, files) for path in found.all}
         parse_site(paths, role, delegated_keys(sites, delegated_sites(sites)[site], role.version), found, contents)
+    elif name == Targets.type and kind.record is None:
+        if role.targets:
+            raise _bad_target("the top-level targets of a maker list no file")
     elif name == Targets.type:
         if CONSORTIUM_TARGET not in role.targets:
             raise _bad_target(f"{CONSORTIUM_TARGET} is missing")

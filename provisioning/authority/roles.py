@@ -25,8 +25,9 @@ from tuf.api.metadata import (
     Timestamp,
 )
 
+from agent.trust.channels import CHANNELS_ROLE
 from agent.trust.delegations import ENVIRONMENT_FIELD, ISSUED_FIELD, RELEASES, SITES, STUDIES
-from agent.trust.records import SitePaths
+from agent.trust.records import CONSORTIUM_TARGET, SitePaths
 from agent.trust.snapshot import Environment
 
 LIFETIME: Final[Mapping[str, timedelta]] = MappingProxyType(
@@ -41,17 +42,41 @@ LIFETIME: Final[Mapping[str, timedelta]] = MappingProxyType(
     }
 )
 SITE_LIFETIME: Final = timedelta(days=90)
-DELEGATED: Final = (SITES, STUDIES, RELEASES)
-"""To whom the top-level targets delegate, in the order in which a client asks."""
-OFFLINE: Final = (Root.type, Targets.type, *DELEGATED)
-"""Roles whose keys touch no server."""
-_PATHS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
-    {
-        SITES: SitePaths("*").patterns,
-        STUDIES: ("studies/*/*",),
-        RELEASES: ("releases/*/*",),
-    }
+"""Of every other role: a hospital's, and a maker's channels."""
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryKind:
+    """How a repository is built.
+
+    Args:
+        paths: What the top-level targets delegate, by role, in the order in which a client asks.
+        record: The file that the top-level targets must list; None where they list none at all.
+    """
+
+    paths: Mapping[str, tuple[str, ...]]
+    record: str | None
+
+    @property
+    def delegated(self) -> tuple[str, ...]:
+        """To whom the top-level targets delegate."""
+        return tuple(self.paths)
+
+
+CONSORTIUM: Final = RepositoryKind(
+    MappingProxyType(
+        {SITES: SitePaths("*").patterns, STUDIES: ("studies/*/*",), RELEASES: ("releases/*/*",)},
+    ),
+    CONSORTIUM_TARGET,
 )
+MAKER: Final = RepositoryKind(
+    MappingProxyType({RELEASES: ("releases/*/*",), CHANNELS_ROLE: ("channels/*",)}),
+    None,
+)
+"""The repository of the software's maker, whose root comes with the software itself (SECURITY-RULES 15)."""
+DELEGATED: Final = CONSORTIUM.delegated
+OFFLINE: Final = (Root.type, Targets.type, *DELEGATED)
+"""Roles of a consortium whose keys touch no server."""
 
 SignedT = TypeVar("SignedT", Root, Timestamp, Snapshot, Targets)
 
@@ -100,17 +125,20 @@ def new_root(keys: Mapping[str, RoleKeys], environment: Environment, *, version:
     return Metadata(root)
 
 
-def new_targets(keys: Mapping[str, RoleKeys], files: Mapping[str, bytes], *, now: datetime) -> Metadata[Targets]:
+def new_targets(
+    keys: Mapping[str, RoleKeys], files: Mapping[str, bytes], *, now: datetime, kind: RepositoryKind = CONSORTIUM
+) -> Metadata[Targets]:
     """The first top-level targets metadata, unsigned.
 
     Args:
-        keys: Of sites, studies and releases.
+        keys: Of the roles that it delegates to.
         files: Contents by target path.
         now: When it is made.
+        kind: Of the repository.
     """
     delegations = Delegations(
         keys={key.keyid: key for role in keys.values() for key in role.keys},
-        roles={name: delegate(name, keys[name], _PATHS[name]) for name in DELEGATED},
+        roles={name: delegate(name, keys[name], paths) for name, paths in kind.paths.items()},
     )
     targets = {path: TargetFile.from_data(path, data) for path, data in files.items()}
     return Metadata(Targets(expires=now + LIFETIME[Targets.type], targets=targets, delegations=delegations))

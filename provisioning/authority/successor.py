@@ -27,19 +27,22 @@ from agent.trust.delegations import (
 from agent.trust.records import SitePaths
 from agent.trust.tuf_faults import translated
 from provisioning.authority.repository import Proposal, RepositoryState
-from provisioning.authority.roles import DELEGATED, LIFETIME, lifetime
+from provisioning.authority.roles import CONSORTIUM, LIFETIME, RepositoryKind, lifetime
 
 CLOCK_SLACK: Final = timedelta(minutes=5)
 """How far the clocks of two organisations, or of a hospital and the registrar, may lie apart."""
 
 
-def check_successor(before: RepositoryState, proposal: Proposal, *, now: datetime) -> RepositoryState:
+def check_successor(
+    before: RepositoryState, proposal: Proposal, *, now: datetime, kind: RepositoryKind = CONSORTIUM
+) -> RepositoryState:
     """Check that `proposal` may follow `before`; signatures of the online roles are the caller's to check.
 
     Args:
         before: Verified; the empty state where nothing was published yet.
         proposal: What is to follow.
         now: The time here.
+        kind: Of the repository.
 
     Returns:
         The state after it.
@@ -48,10 +51,12 @@ def check_successor(before: RepositoryState, proposal: Proposal, *, now: datetim
         PeerProtocolError: It may not.
     """
     with translated():
-        return _check_successor(before, proposal, now)
+        return _check_successor(before, proposal, now, kind)
 
 
-def _check_successor(before: RepositoryState, proposal: Proposal, now: datetime) -> RepositoryState:
+def _check_successor(
+    before: RepositoryState, proposal: Proposal, now: datetime, kind: RepositoryKind
+) -> RepositoryState:
     after = proposal.applied(before)
     # 1. Root: every version signed by its own quorum and by that of the one before.
     root, _ = verify_roots(after.roots)
@@ -64,7 +69,7 @@ def _check_successor(before: RepositoryState, proposal: Proposal, now: datetime)
     # 3. Snapshot: the same, or the next one; nothing that it lists runs backwards.
     changed = _check_snapshot(before, after, proposal, snapshot, now)
     # 4. Roles: every one that changed, or whose delegator did, verifies; none lists what belongs to a hospital.
-    _check_roles(before, after, root, snapshot.meta, changed)
+    _check_roles(before, after, root, snapshot.meta, changed, kind)
     _check_lifetimes(after, changed, root, proposal, now)
     return after
 
@@ -107,26 +112,37 @@ def _check_snapshot(
 
 
 def _check_roles(
-    before: RepositoryState, after: RepositoryState, root: Root, meta: Mapping[str, MetaFile], changed: frozenset[str]
+    before: RepositoryState,
+    after: RepositoryState,
+    root: Root,
+    meta: Mapping[str, MetaFile],
+    changed: frozenset[str],
+    kind: RepositoryKind,
 ) -> None:
     """Verify what changed, and what changed delegators delegate."""
     targets = _verify_targets(after, root, meta)
-    if check_delegates(targets, DELEGATED) != DELEGATED:
-        raise _may_not("its targets do not delegate to sites, studies and releases")
-    for name in DELEGATED:
+    if check_delegates(targets, kind.delegated) != kind.delegated:
+        raise _may_not(f"its targets do not delegate to {', '.join(kind.delegated)}")
+    for name in kind.delegated:
         if {name, Targets.type} & changed:
             _verify_delegate(after, targets, name, meta)
-    sites = Metadata[Targets].from_bytes(_role(after, SITES)).signed
-    hospitals = {SitePaths(site).role: site for site in delegated_sites(sites)}
-    for name, site in hospitals.items():
-        if name in after.roles and {name, SITES} & changed:
-            _verify_delegate(after, sites, name, meta, own=f"{SITES}/{site}/")
-    known = {Targets.type, *DELEGATED, *hospitals}
+    hospitals = _check_hospitals(after, meta, changed) if SITES in kind.delegated else frozenset()
+    known = {Targets.type, *kind.delegated, *hospitals}
     # A hospital that was taken out stays as it was: clients refuse a snapshot that lists less (TUF 5.5.5).
     if unknown := set(after.roles) - known - (set(before.roles) - changed):
         raise _may_not(f"nobody delegates to {min(unknown)[:80]!r}")
     if hidden := set(before.roles) - set(after.roles):
         raise _may_not(f"its snapshot hides {min(hidden)!r}")
+
+
+def _check_hospitals(after: RepositoryState, meta: Mapping[str, MetaFile], changed: frozenset[str]) -> frozenset[str]:
+    """Verify the hospitals' roles; returns the names of all of them."""
+    sites = Metadata[Targets].from_bytes(_role(after, SITES)).signed
+    hospitals = {SitePaths(site).role: site for site in delegated_sites(sites)}
+    for name, site in hospitals.items():
+        if name in after.roles and {name, SITES} & changed:
+            _verify_delegate(after, sites, name, meta, own=f"{SITES}/{site}/")
+    return frozenset(hospitals)
 
 
 def _verify_targets(after: RepositoryState, root: Root, meta: Mapping[str, MetaFile]) -> Targets:

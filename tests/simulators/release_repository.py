@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -174,11 +174,13 @@ class ServedReleases:
 
     Args:
         port: Where it listens.
+        find: The file at a path below the URL.
         wrong: What it does wrong.
         asked: Path and `Range` of each request.
     """
 
     port: int
+    find: Callable[[str], bytes | None]
     wrong: Misbehaviour = field(default_factory=Misbehaviour)
     asked: list[tuple[str, str]] = field(default_factory=list)
 
@@ -194,13 +196,12 @@ class ServedReleases:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    files: ClassVar[PlayedReleases]
     served: ClassVar[ServedReleases]
 
     def do_GET(self) -> None:
         span = self.headers.get("range", "")
         self.served.asked.append((self.path, span))
-        data = self.files.files.get(self.path.removeprefix("/releases/"))
+        data = self.served.find(self.path.removeprefix("/releases/"))
         if data is None:
             self._head(HTTPStatus.NOT_FOUND, 0)
             return
@@ -248,12 +249,24 @@ class _Server(ThreadingHTTPServer):
 @contextmanager
 def served_releases(releases: PlayedReleases) -> Iterator[ServedReleases]:
     """Serve the repository over plain HTTP: all that counts is signed."""
+    with _served(lambda path: releases.files.get(path)) as served:  # noqa: PLW0108 - tests put other files there
+        yield served
 
+
+@contextmanager
+def served_files(directory: Path) -> Iterator[ServedReleases]:
+    """Serve a repository in a directory."""
+    with _served(lambda path: (directory / path).read_bytes() if (directory / path).is_file() else None) as served:
+        yield served
+
+
+@contextmanager
+def _served(found: Callable[[str], bytes | None]) -> Iterator[ServedReleases]:
     class Handler(_Handler):
-        files = releases
+        """With a server of its own."""
 
     with _Server(("127.0.0.1", 0), Handler) as server:
-        served = Handler.served = ServedReleases(server.server_address[1])
+        served = Handler.served = ServedReleases(server.server_address[1], found)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:

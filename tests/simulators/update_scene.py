@@ -15,6 +15,7 @@ from agent.core.errors import SecureHealthError
 from agent.statements.release import Release, Version
 from agent.trust.fetcher import BoundedFetcher, FetchLimits
 from agent.update.channel import Audience, Running
+from agent.update.delta import Base
 from agent.update.handover import Handover, parse_handover
 from agent.update.repository import ReleaseRepository
 from agent.update.updater import Box, UpdateFolder, Updater
@@ -129,8 +130,8 @@ def update_scene(directory: Path) -> Iterator[UpdateScene]:
     maker.add_release(NEW, NEW_IMAGE, base=(OLD, OLD_IMAGE))
     maker.offer("stable", (OLD, 100), (NEW, 100))
     base = directory / "current.raw"
-    base.write_bytes(OLD_IMAGE)
-    box = Box(Running(Version.parse(OLD), 1), base, Audience("hospital-a", "k"), maker.keys)
+    base.write_bytes(OLD_IMAGE + bytes(4096))  # a slot is longer than what it holds
+    box = Box(Running(Version.parse(OLD), 1), Base(base, len(OLD_IMAGE)), Audience("hospital-a", "k"), maker.keys)
     folder = UpdateFolder(directory / "update")
     with served_releases(maker) as server:
         yield UpdateScene(folder, clock, maker, server, box, maker.files["1.root.json"])
