@@ -11,7 +11,7 @@ report=$3
 python=$root/.venv/bin/python
 
 # What has no wheel is compiled here once; without debugging data it comes out the same in any directory.
-export PIP_CACHE_DIR="$root/build/cache/pip" CFLAGS="-O2 -g0" SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-0}"
+export PIP_CACHE_DIR="$root/build/cache/pip" CFLAGS="-O2 -g0" SOURCE_DATE_EPOCH=315532800
 mkdir -p "$site"
 "$python" -m pip install -qq --no-compile --no-warn-script-location --target "$site" --report "$report" \
     -c "$root/constraints.txt" "$root[$extras]"
@@ -25,12 +25,15 @@ rm -rf "$site"/secur_e_health-* "$site/agent" "$site/provisioning" "$site/bin" "
 
 # For building against, for testing, and pip's notes, which name this machine's directories.
 find "$site" -depth -type d \( -name __pycache__ -o -name tests -o -path "$site/*/include" \) -exec rm -rf {} +
-find "$site" \( -name '*.a' -o -name '*.h' -o -name '*.hpp' -o -name '*.pyi' -o -name '*.pxd' -o -name '*.pyx' \
+find "$site" \( -name '*.a' -o -name '*.h' -o -name '*.hpp' -o -name '*.pyi' -o -name '*.pxd' -o -name '*.pyx' -o -name '*.pxi' \
     -o -name '*.c' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -path '*.dist-info/RECORD' \
     -o -path '*.dist-info/INSTALLER' -o -path '*.dist-info/REQUESTED' -o -path '*.dist-info/direct_url.json' \) \
     -type f -delete
 if [ -d "$site/torch" ]; then
     # torch starts torch_shm_manager itself; protoc is for building.
     find "$site/torch/bin" -type f ! -name torch_shm_manager -delete
-    rm -rf "$site/torch/share" "$site/torchgen"
+    rm -rf "$site/torch/share" "$site/torch/test" "$site/torchgen"
 fi
+# Ways to other machines, which a worker without network has no use for.
+rm -f "$site"/pyarrow/libarrow_flight.so* "$site"/pyarrow/libarrow_s3.so* "$site"/pyarrow/libarrow_substrait.so* \
+    "$site"/pyarrow/_flight.* "$site"/pyarrow/_s3fs.* "$site"/pyarrow/_gcsfs.* "$site"/pyarrow/_hdfs.* "$site"/pyarrow/_substrait.*
