@@ -39,7 +39,7 @@ class Moments:
 def struck(
     monkeypatch: pytest.MonkeyPatch, at: int | None, strike: Callable[[], BaseException] = PowerCutError
 ) -> Iterator[Moments]:
-    """Strike at every moment from the `at`-th on: before each opening for writing, sync, rename, link and removal."""
+    """Strike at every moment from the `at`-th on: before each write, sync, rename, link and removal."""
     moments = Moments(at, strike)
 
     def before(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,7 +52,10 @@ def struck(
     with monkeypatch.context() as patch:
         for owner, name in (
             (os, "fsync"),
+            (os, "write"),
+            (os, "ftruncate"),
             (os, "link"),
+            (Path, "symlink_to"),
             (Path, "replace"),
             (Path, "unlink"),
             (Path, "mkdir"),

@@ -1,0 +1,143 @@
+"""Power cuts and full disks at every step of an update: the box always comes up with a whole release that may run."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from agent.core.errors import SecureHealthError
+from agent.update.handover import Handover
+from agent.update.state import parse_state
+from tests.simulators.disk import LossyDisk
+from tests.simulators.power import Moments, PowerCutError, disk_full, struck
+from tests.simulators.releases import Publisher
+from tests.simulators.slots import SECRET, PlayedCounters, SlotBox
+
+pytestmark = pytest.mark.slow
+
+RUNS = 200
+"""Half of them on a box with a TPM."""
+AGENT_FILES = {"identity/key": b"key", "catalog.toml": b"[data]", "journal": b"rounds" * 1000}
+
+
+@pytest.fixture(scope="module")
+def publisher() -> Publisher:
+    return Publisher()
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tpm", "no tpm"])
+def origin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, publisher: Publisher) -> SlotBox:
+    """A box with 1.0.0 in one slot and 1.1.0, committed, in the other, and an agent's state; each run has a copy."""
+    counters = PlayedCounters() if request.param else None
+    box = SlotBox(tmp_path_factory.mktemp("origin") / "root", publisher, counters=counters)
+    for name, content in AGENT_FILES.items():
+        path = box.root / "var/lib/secur-e-health" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    box.ship("1.0.0")
+    box.installer.init(box.payload)
+    box.install("1.1.0")
+    box.commit("1.1.0")
+    for version, epoch in (("1.2.0", 0), ("1.3.0", 2), ("1.4.0", 2)):
+        box.deliver(version, epoch=epoch)
+    return box
+
+
+def copy_of(origin: SlotBox, tmp_path: Path) -> SlotBox:
+    shutil.copytree(origin.root, tmp_path / "root", symlinks=True)
+    counters = None if origin.counters is None else PlayedCounters(reading=origin.counters.read())
+    return SlotBox(tmp_path / "root", origin.publisher, counters=counters)
+
+
+def run_through(box: SlotBox) -> None:
+    """An update that is committed, one with a new epoch that is, one that fails, and a person's way back: all steps."""
+    for version in ("1.2.0", "1.3.0"):
+        box.installer.install(box.incoming, Handover("install", version))
+        box.commit(version)
+    box.installer.install(box.incoming, Handover("install", "1.4.0"))
+    box.installer.activate()
+    box.installer.fail()
+    box.installer.activate()
+    box.installer.rollback()
+    box.installer.activate()
+
+
+@contextmanager
+def striking(
+    box: SlotBox, monkeypatch: pytest.MonkeyPatch, at: int | None, strike: Callable[[], BaseException] = PowerCutError
+) -> Iterator[Moments]:
+    """Strike at the disk and, as the power goes for both, at the TPM."""
+    with struck(monkeypatch, at, strike) as moments:
+        if box.counters is not None and strike is PowerCutError:
+            box.counters.before = moments.pass_one
+        yield moments
+    if box.counters is not None:
+        box.counters.before = lambda: None
+
+
+def count_moments(
+    box: SlotBox, monkeypatch: pytest.MonkeyPatch, strike: Callable[[], BaseException] = PowerCutError
+) -> int:
+    with LossyDisk(box.root).watched(monkeypatch), striking(box, monkeypatch, None, strike) as moments:
+        run_through(box)
+    return moments.count
+
+
+def check_whole(box: SlotBox) -> None:
+    """A release that may run runs, the state is the tool's own, and nobody touched the agent's."""
+    box.installer.activate()
+    assert box.running() in {"1.1.0", "1.2.0", "1.3.0", "1.4.0"}
+    parse_state(box.state_file.read_bytes(), SECRET)
+    for name, content in AGENT_FILES.items():
+        assert (box.root / "var/lib/secur-e-health" / name).read_bytes() == content
+
+
+def check_goes_on(box: SlotBox) -> None:
+    """Whatever was interrupted, the next update goes through."""
+    while box.installer.status()["phase"] == "trial":
+        box.installer.fail()
+        box.installer.activate()
+    box.install("2.0.0", epoch=2)
+    box.commit("2.0.0")
+    assert (box.running(), box.installer.status()["phase"]) == ("2.0.0", "steady")
+
+
+def test_power_cuts(tmp_path: Path, origin: SlotBox, monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = count_moments(copy_of(origin, tmp_path / "count"), monkeypatch)
+    for seed in range(RUNS // 2):
+        dice = random.Random(seed)
+        box = copy_of(origin, tmp_path / str(seed))
+        disk = LossyDisk(box.root)
+        with disk.watched(monkeypatch):
+            # Some boxes lose their power again as soon as they come up.
+            for at in (dice.randrange(moments), dice.randrange(60), None)[: dice.choice((1, 3))]:
+                cut(box, disk, monkeypatch, at, dice)
+            check_whole(box)
+            check_goes_on(box)
+        shutil.rmtree(tmp_path / str(seed))
+
+
+def cut(box: SlotBox, disk: LossyDisk, monkeypatch: pytest.MonkeyPatch, at: int | None, dice: random.Random) -> None:
+    """Run until the power goes, or a step is no longer the right one as an earlier cut undid the one before."""
+    with striking(box, monkeypatch, at), suppress(PowerCutError, SecureHealthError, FileNotFoundError):
+        run_through(box)
+    disk.lose_power(dice)
+    box.reboot()
+
+
+@pytest.mark.parametrize("strike", [PowerCutError, disk_full])
+def test_at_every_moment_of_an_update(
+    tmp_path: Path, origin: SlotBox, monkeypatch: pytest.MonkeyPatch, strike: Callable[[], BaseException]
+) -> None:
+    for at in range(count_moments(copy_of(origin, tmp_path / "count"), monkeypatch, strike)):
+        box = copy_of(origin, tmp_path / str(at))
+        with LossyDisk(box.root).watched(monkeypatch):
+            with striking(box, monkeypatch, at, strike), pytest.raises((PowerCutError, OSError)):
+                run_through(box)
+            check_whole(box)
+        shutil.rmtree(tmp_path / str(at))
