@@ -31,6 +31,12 @@ A box learns all else from the consortium that it is enrolled in. A box that is 
     [roster]
     file = "/etc/secur-e-health/roster.json"
 
+    [update]                                           # only where releases come over the network
+    url = "https://releases.example.org/"
+    channel = "stable"
+    window = "02:00-05:00"                             # when the box may change over to another release
+    automatic = true
+
 Relative paths start at the file's own directory.
 """
 
@@ -64,9 +70,20 @@ def _key_from_directory(uri: str, info: ValidationInfo) -> str:
     return f"{scheme}:{_from_directory(Path(place), info)}{mark}{options}"
 
 
+def _with_length(window: str) -> str:
+    start, _, end = window.partition("-")
+    if start == end:
+        raise ValueError("a window that ends when it begins is none")
+    return window
+
+
 LocalPath = Annotated[Path, AfterValidator(_from_directory)]
 KeyText = Annotated[str, Field(pattern=r"^[a-z0-9]+:", max_length=1000), AfterValidator(_key_from_directory)]
 Address = Annotated[str, Field(pattern=ADDRESS_PATTERN, max_length=300)]
+RepositoryURL = Annotated[str, Field(pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$", max_length=300)]
+WindowText = Annotated[
+    str, Field(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]-([01][0-9]|2[0-3]):[0-5][0-9]$"), AfterValidator(_with_length)
+]
 ProxyURL = Annotated[str, Field(pattern=r"^https?://[^\s/]+/?$", max_length=300)]
 
 
@@ -198,6 +215,32 @@ class TrainingSection(_Section):
     worker: LocalPath | None = None
 
 
+class UpdateSection(_Section):
+    """Where releases of this software come from, and when the box changes over to one.
+
+    Args:
+        url: Of the maker's release repository; without one, releases come on sticks alone.
+        channel: Which of its channels this box listens to.
+        window: Hours of the day in the box's own time zone, `02:00-05:00`.
+        automatic: Whether the box takes by itself what the channel offers.
+        directory: The updater's own; only it writes there.
+        slots: The slot tool's directory.
+        slots_status: Where the slot tool says how it stands.
+        root_file: The repository's root, as the package brought it.
+        keys_file: Who may sign releases, likewise.
+    """
+
+    url: RepositoryURL | None = None
+    channel: IdentifierText = "stable"
+    window: WindowText = "02:00-05:00"
+    automatic: bool = True
+    directory: LocalPath = Path("/var/lib/secur-e-health-update")
+    slots: LocalPath = Path("/var/lib/secur-e-health-slots")
+    slots_status: LocalPath = Path("/run/secur-e-health/slots")
+    root_file: LocalPath = Path("/usr/share/secur-e-health/release-root.json")
+    keys_file: LocalPath = Path("/usr/share/secur-e-health/release-keys.json")
+
+
 class FederationSection(_Section):
     """How the node behaves in a federation.
 
@@ -244,6 +287,7 @@ class AgentConfig(_Section):
     roster: RosterSection | None = None
     vault: VaultSection | None = None
     training: TrainingSection = TrainingSection()
+    update: UpdateSection = UpdateSection()
     federation: FederationSection = FederationSection()
 
     @model_validator(mode="after")

@@ -8,40 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, TextIO
 
-from agent.core.errors import HardwareError, OperatorError
-from agent.enrolment.fat import read_root_file
+from agent.core.errors import OperatorError
+from agent.core.fat import DescriptorDevice, read_root_file
 from agent.trust.token import MAX_TOKEN_CHARACTERS, STICK_FILE
 
 MAX_FILE_BYTES: Final = 64 << 10
 MAX_IMAGE_BYTES: Final = 32 << 20
-
-
-class DescriptorDevice:
-    """A stick or an image of one, behind an open file descriptor.
-
-    Args:
-        descriptor: Open for reading; block device or file. It stays the caller's.
-    """
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def read(self, offset: int, count: int) -> bytes:
-        """Exactly `count` bytes from `offset`.
-
-        Raises:
-            HardwareError: The device fails or ends (`stick.unreadable`).
-        """
-        parts = b""
-        try:
-            while len(parts) < count:
-                part = os.pread(self._descriptor, count - len(parts), offset + len(parts))
-                if not part:
-                    raise _unreadable("it ends before its contents")
-                parts += part
-        except OSError as error:
-            raise _unreadable(os.strerror(error.errno or 0)) from error
-        return parts
 
 
 def token_from_descriptor(descriptor: int) -> str:
@@ -136,12 +108,4 @@ def _cannot_open(path: Path, what: str) -> OperatorError:
         "medium.cannot_open",
         f"{path} cannot be read: {what}.",
         next_step="Name the stick's device, its image, or the picture of the code; check that you may read it.",
-    )
-
-
-def _unreadable(what: str) -> HardwareError:
-    return HardwareError(
-        "stick.unreadable",
-        f"The stick cannot be read: {what}.",
-        next_step="Plug it in again, or try another stick.",
     )

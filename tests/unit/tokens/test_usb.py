@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from agent.core.errors import HardwareError, OperatorError
-from agent.enrolment.fat import read_root_file
-from agent.enrolment.medium import DescriptorDevice, token_from_stick
+from agent.core.fat import DescriptorDevice, read_root_file
+from agent.enrolment.medium import token_from_stick
 from agent.trust.token import STICK_FILE, STICK_LABEL, parse_token
 from provisioning.tokens.usb import Stick, describe_stick, write_stick, write_volume
 from provisioning.tokens.volume import SECTORS, stick_volume

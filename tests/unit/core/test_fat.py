@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.core.errors import HardwareError, OperatorError, SecureHealthError
-from agent.enrolment.fat import MAX_DIRECTORY_BYTES, read_root_file
+from agent.core.fat import MAX_DIRECTORY_BYTES, read_root_file
 from tests.simulators.stick import PARTITION_AT, find_tool, make_stick, run
 
 NAME = "SEH-TOKEN.TXT"

@@ -1,4 +1,4 @@
-"""One file from the root directory of a FAT volume, read without mounting it: no kernel file system sees the stick.
+"""Files from the root directory of a FAT volume, read without mounting it: no kernel file system sees the stick.
 
 FAT12, FAT16 and FAT32, with long names, with and without a partition table (MBR). Every length on the stick is checked
 before it is believed, and every walk over it is bounded by what we are ready to read, never by what it announces.
@@ -8,6 +8,7 @@ Source: Microsoft, FAT32 File System Specification 1.03; ECMA-107.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,6 +43,34 @@ class Device(Protocol):
         ...
 
 
+class DescriptorDevice:
+    """A stick or an image of one, behind an open file descriptor.
+
+    Args:
+        descriptor: Open for reading; block device or file. It stays the caller's.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Exactly `count` bytes from `offset`.
+
+        Raises:
+            HardwareError: The device fails or ends (`stick.unreadable`).
+        """
+        parts = b""
+        try:
+            while len(parts) < count:
+                part = os.pread(self._descriptor, count - len(parts), offset + len(parts))
+                if not part:
+                    raise _unreadable("it ends before its contents")
+                parts += part
+        except OSError as error:
+            raise _unreadable(os.strerror(error.errno or 0)) from error
+        return parts
+
+
 @dataclass(frozen=True, slots=True)
 class _Volume:
     """Where the parts of a volume lie; offsets and sizes in bytes.
@@ -74,6 +103,43 @@ class _Entry:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class RootFile:
+    """A file in the root directory.
+
+    Args:
+        device: The stick.
+        volume: Where it lies on it.
+        entry: As the directory says.
+    """
+
+    device: Device
+    volume: _Volume
+    entry: _Entry
+
+    @property
+    def size(self) -> int:
+        """As the directory says, in bytes."""
+        return self.entry.size
+
+    def parts(self) -> Iterator[bytes]:
+        """Its content, a cluster at a time; `size` bytes in all.
+
+        Raises:
+            HardwareError: The volume contradicts itself (`stick.damaged`), or the device does not answer.
+        """
+        left = self.size
+        if not left:
+            return
+        for cluster in _chain(self.device, self.volume, self.entry.cluster):
+            part = _cluster(self.device, self.volume, cluster)[:left]
+            yield part
+            left -= len(part)
+            if not left:
+                return
+        raise _damaged("a file ends before its size")
+
+
 def read_root_file(device: Device, name: str, *, limit: int) -> bytes:
     """The whole content of the file `name` in the root directory.
 
@@ -87,13 +153,27 @@ def read_root_file(device: Device, name: str, *, limit: int) -> bytes:
             or it is larger than `limit` (`stick.file_too_large`).
         HardwareError: The volume contradicts itself (`stick.damaged`), or the device does not answer.
     """
+    return b"".join(open_root_file(device, name, limit=limit).parts())
+
+
+def open_root_file(device: Device, name: str, *, limit: int) -> RootFile:
+    """The file `name` in the root directory.
+
+    Args:
+        device: The stick.
+        name: Compared without regard to case.
+        limit: The most bytes that it may have.
+
+    Raises:
+        OperatorError, HardwareError: As `read_root_file` says.
+    """
     volume = _find_volume(device)
     found = [entry for entry_name, entry in _entries(_root(device, volume)) if entry_name.upper() == name.upper()]
     if not found:
         raise OperatorError(
             "stick.no_file",
             f"The stick holds no file {name}.",
-            next_step="Use the stick that the consortium made, or copy the file to its top folder.",
+            next_step="Use the stick as it was made for this box, or copy the file to its top folder.",
         )
     if len(found) > 1:
         raise _damaged(f"two files are called {name}")
@@ -102,15 +182,15 @@ def read_root_file(device: Device, name: str, *, limit: int) -> bytes:
         raise OperatorError(
             "stick.no_file",
             f"{name} on the stick is a folder, not a file.",
-            next_step="Use the stick that the consortium made.",
+            next_step="Use the stick as it was made for this box.",
         )
     if entry.size > limit:
         raise OperatorError(
             "stick.file_too_large",
             f"{name} on the stick has {entry.size} bytes; no more than {limit} are read.",
-            next_step="Use the stick that the consortium made.",
+            next_step="Use the stick as it was made for this box.",
         )
-    return _content(device, volume, entry)
+    return RootFile(device, volume, entry)
 
 
 def _find_volume(device: Device) -> _Volume:
@@ -129,7 +209,7 @@ def _find_volume(device: Device) -> _Volume:
     raise OperatorError(
         "stick.not_fat",
         "The stick is not formatted as FAT.",
-        next_step="Use the stick that the consortium made, or format it as FAT32 and copy the file to it.",
+        next_step="Use the stick as it was made for this box, or format it as FAT32 and copy the files to it.",
     )
 
 
@@ -180,22 +260,10 @@ def _root(device: Device, volume: _Volume) -> bytes:
             raise OperatorError(
                 "stick.too_many_files",
                 "The stick holds too many files.",
-                next_step="Use the stick that the consortium made, or an empty one with only the token's file.",
+                next_step="Use the stick as it was made for this box, or an empty one with only its files.",
             )
         parts += _cluster(device, volume, cluster)
     return bytes(parts)
-
-
-def _content(device: Device, volume: _Volume, entry: _Entry) -> bytes:
-    parts = bytearray()
-    if entry.size:
-        for cluster in _chain(device, volume, entry.cluster):
-            parts += _cluster(device, volume, cluster)
-            if len(parts) >= entry.size:
-                break
-    if len(parts) < entry.size:
-        raise _damaged("a file ends before its size")
-    return bytes(parts[: entry.size])
 
 
 def _chain(device: Device, volume: _Volume, first: int) -> Iterator[int]:
@@ -290,5 +358,13 @@ def _damaged(what: str) -> HardwareError:
     return HardwareError(
         "stick.damaged",
         f"The stick is damaged: {what}.",
-        next_step="Try another stick, or have the consortium make a new one.",
+        next_step="Try another stick, or have a new one made.",
+    )
+
+
+def _unreadable(what: str) -> HardwareError:
+    return HardwareError(
+        "stick.unreadable",
+        f"The stick cannot be read: {what}.",
+        next_step="Plug it in again, or try another stick.",
     )
