@@ -54,7 +54,6 @@ def apply_delta(base: Base, delta: Path, image: Path, *, sha256: str, length: in
         stream.flush()
         os.fsync(stream.fileno())
     if found != sha256:
-        image.unlink()
         raise _bad_delta("another image comes out")
 
 

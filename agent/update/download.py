@@ -167,6 +167,16 @@ def kept_on_disk(partial: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def whole_or_none(place: Path) -> Iterator[None]:
+    """Remove a file that could not be finished."""
+    try:
+        yield
+    except BaseException:
+        place.unlink(missing_ok=True)
+        raise
+
+
 def _write(stream: BinaryIO, chunks: Iterator[bytes], target: TargetFile, progress: Progress) -> None:
     size = stream.tell()
     for chunk in chunks:

@@ -9,9 +9,6 @@ the latest signed time, below which this box's clock counts for nothing.
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -89,10 +86,10 @@ class Seen(_Stored):
 
 
 class ReleaseRepository:
-    """The repository in one directory, held by this process alone until it is closed."""
+    """The repository, and what is kept of it in one directory, which its caller holds (`UpdateFolder.held`)."""
 
     def __init__(self, directory: Path, url: str, root: bytes, fetcher: BoundedFetcher, clock: Clock) -> None:
-        """Take hold of the directory; nothing is fetched yet.
+        """Make the directory; nothing is fetched yet.
 
         Args:
             directory: Made where it is missing.
@@ -102,7 +99,6 @@ class ReleaseRepository:
             clock: For expiry.
 
         Raises:
-            OperatorError: Another process holds it (`update.in_use`).
             HardwareError: It cannot be used.
         """
         self.url = url.removesuffix("/") + "/"
@@ -114,29 +110,8 @@ class ReleaseRepository:
         self._updater: Updater | None = None
         with translated(MAKER):
             self._cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = (directory / "lock").open("ab")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise OperatorError(
-                "update.in_use",
-                "This box is looking for an update already.",
-                next_step="Wait until it is done; `seh-agent update status` says how far it is.",
-            ) from error
-        with translated(MAKER):
             for leftover in self._cache.glob("tmp*"):
                 leftover.unlink()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the directory."""
-        self._lock.close()
 
     def refresh(self) -> None:
         """Fetch and verify the metadata; what runs here and what was seen before stay as they are where that fails.
@@ -268,23 +243,6 @@ def check_built(targets: Targets) -> None:
     delegated = {name: (role.terminating, role.paths) for name, role in roles.items()}
     if targets.targets or delegated != {name: (True, [pattern]) for name, pattern in PATTERNS.items()}:
         raise bad_repository("it is not built as a release repository is", MAKER)
-
-
-@contextmanager
-def opened_repository(
-    directory: Path, url: str, root: bytes, clock: Clock, *, proxy: str | None
-) -> Iterator[ReleaseRepository]:
-    """The repository with a fetcher of its own.
-
-    Raises:
-        SecureHealthError: See `ReleaseRepository`.
-    """
-    fetcher = BoundedFetcher(clock, proxy=proxy)
-    try:
-        with ReleaseRepository(directory, url, root, fetcher, clock) as repository:
-            yield repository
-    finally:
-        fetcher.close()
 
 
 def _issued_s(timestamp: Timestamp) -> int:

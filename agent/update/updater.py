@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,16 +15,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tuf.api.metadata import TargetFile
 
 from agent.core.clock import Clock
-from agent.core.errors import HardwareError, PeerProtocolError, SecureHealthError
+from agent.core.config import AgentConfig
+from agent.core.errors import HardwareError, OperatorError, PeerProtocolError, SecureHealthError
 from agent.core.files import store_atomically
 from agent.statements.kinds import Seconds
 from agent.statements.release import Release, Version
 from agent.trust.channels import IMAGE_NAME, RECORD_NAME, Channel, VersionText, delta_name, release_path
-from agent.update.channel import Audience, Running, check_named, check_release, choose
+from agent.trust.fetcher import BoundedFetcher
+from agent.update.box import Box, load_box, load_root
+from agent.update.channel import check_named, check_release, choose
 from agent.update.delta import Base, apply_delta
-from agent.update.download import Downloads, Progress, Wait, check_room, kept_on_disk
+from agent.update.download import Downloads, Progress, Wait, check_room, kept_on_disk, whole_or_none
 from agent.update.incoming import Incoming, other_image
-from agent.update.release import MAX_RECORD_BYTES, ReleaseKeys, verify_release
+from agent.update.release import MAX_RECORD_BYTES, verify_release
 from agent.update.repository import ReleaseRepository
 from agent.update.window import Window
 
@@ -81,6 +85,28 @@ class UpdateFolder:
         """What is being fetched."""
         return self.path / "downloads"
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the directory: one process at a time brings an update.
+
+        Raises:
+            OperatorError: Another one does (`update.in_use`).
+            HardwareError: The disk does not take it.
+        """
+        with kept_on_disk(self.path / "-"):
+            self.path.mkdir(mode=0o755, parents=True, exist_ok=True)
+            stream = (self.path / "lock").open("ab")
+        with stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise OperatorError(
+                    "update.in_use",
+                    "This box is bringing an update already.",
+                    next_step="Wait until it is done; `seh-agent update status` says how it stands.",
+                ) from error
+            yield
+
     def load_state(self) -> UpdaterState:
         """How it stands; nothing known where nothing was stored, or where that cannot be read."""
         try:
@@ -124,23 +150,6 @@ class UpdateFolder:
         with kept_on_disk(self.path / f"{name}.partial"):
             self.path.mkdir(mode=0o755, parents=True, exist_ok=True)
             store_atomically(self.path / name, data)
-
-
-@dataclass(frozen=True, slots=True)
-class Box:
-    """What an update starts from.
-
-    Args:
-        running: The release here.
-        image: Its image, for deltas; None where there is none.
-        audience: Who the box is.
-        keys: Who may sign releases.
-    """
-
-    running: Running
-    image: Base | None
-    audience: Audience
-    keys: ReleaseKeys
 
 
 class Updater:
@@ -204,6 +213,7 @@ class Updater:
             SecureHealthError: It cannot be had, or may not run here; it is noted, too.
         """
         with noted(self._folder):
+            check_not_on_trial(self._box)
             record = self._repository.small_file(release_path(str(version), RECORD_NAME), MAX_RECORD_BYTES)
             release = verify_release(record, self._box.keys)
             check_release(release, self._box.running, version)
@@ -225,7 +235,9 @@ class Updater:
             SecureHealthError: As `look` and `take` say.
         """
         _, chosen = self.look(channel)
-        if chosen is None or not automatic or str(chosen) == self._folder.load_state().handed:
+        if chosen is None or not automatic or self._box.on_trial:
+            return None
+        if chosen == self._box.failed or str(chosen) == self._folder.load_state().handed:
             return None
         self.take(chosen, window)
         return chosen
@@ -264,12 +276,58 @@ class Updater:
         check_room(self._folder.path, self._downloads.room_needed(delta) + release.image_bytes)
         fetched = self._downloads.fetch(self._repository.url_of(delta), delta, self._progress)
         place = self._folder.incoming.begin(release)
-        with kept_on_disk(place):
+        with kept_on_disk(place), whole_or_none(place):
             apply_delta(base, fetched, place, sha256=release.image_sha256, length=release.image_bytes)
         return place
 
     def _target(self, release: Release, name: str) -> TargetFile | None:
         return self._repository.target(release_path(str(release.version), name))
+
+
+@contextmanager
+def opened_updater(config: AgentConfig, clock: Clock, *, wait: Wait, progress: Progress) -> Iterator[Updater]:
+    """The updater that a box's configuration asks for.
+
+    Args:
+        config: The box's.
+        clock: For expiry and limits.
+        wait: Waits so many seconds between two attempts.
+        progress: Told how far a fetch is.
+
+    Raises:
+        OperatorError: No repository is configured (`update.no_repository`), another process brings an update, or the
+            package is damaged.
+        HardwareError: The disk does not take it.
+    """
+    settings = config.update
+    if settings.url is None:
+        raise OperatorError(
+            "update.no_repository",
+            "No release repository is configured on this box.",
+            next_step="Name it in the configuration ([update] url), or bring releases on a stick labelled SEH-UPDATE.",
+        )
+    folder, box, root = UpdateFolder(settings.directory), load_box(config), load_root(settings)
+    fetcher = BoundedFetcher(clock, proxy=config.network.proxy)
+    try:
+        with folder.held():
+            repository = ReleaseRepository(folder.trust, settings.url, root, fetcher, clock)
+            yield Updater(folder, repository, box, clock, wait=wait, progress=progress)
+    finally:
+        fetcher.close()
+
+
+def check_not_on_trial(box: Box) -> None:
+    """Check that the release here is not on trial itself.
+
+    Raises:
+        OperatorError: It is (`update.on_trial`).
+    """
+    if box.on_trial:
+        raise OperatorError(
+            "update.on_trial",
+            f"Release {box.running.version} is on trial on this box; no other one is taken before it has shown itself.",
+            next_step="Wait some minutes, then try again.",
+        )
 
 
 @contextmanager

@@ -154,6 +154,7 @@ class Misbehaviour:
     Args:
         above: Smaller files are served well.
         break_after: The connection ends after so many bytes of a body; 0 for never.
+        stall_after: It sends nothing after so many bytes, until the test lets it (`ServedReleases.go_on`).
         ignore_range: Whether it sends the whole file whatever was asked for.
         endless: Whether it goes on after the file's end.
         byte_every_s: Sends a byte at a time.
@@ -162,6 +163,7 @@ class Misbehaviour:
 
     above: int = 1 << 15
     break_after: int = 0
+    stall_after: int = 0
     ignore_range: bool = False
     endless: bool = False
     byte_every_s: float = 0.0
@@ -177,12 +179,14 @@ class ServedReleases:
         find: The file at a path below the URL.
         wrong: What it does wrong.
         asked: Path and `Range` of each request.
+        go_on: Set, it no longer stalls.
     """
 
     port: int
     find: Callable[[str], bytes | None]
     wrong: Misbehaviour = field(default_factory=Misbehaviour)
     asked: list[tuple[str, str]] = field(default_factory=list)
+    go_on: threading.Event = field(default_factory=threading.Event)
 
     @property
     def url(self) -> str:
@@ -229,6 +233,10 @@ class _Handler(BaseHTTPRequestHandler):
             for place in range(len(body)):
                 self.wfile.write(body[place : place + 1])
                 time.sleep(wrong.byte_every_s)
+        elif wrong.stall_after:
+            self.wfile.write(body[: wrong.stall_after])
+            self.served.go_on.wait()
+            self.close_connection = True
         elif wrong.break_after:
             self.wfile.write(body[: wrong.break_after])
             self.close_connection = True
@@ -272,5 +280,6 @@ def _served(found: Callable[[str], bytes | None]) -> Iterator[ServedReleases]:
         try:
             yield served
         finally:
+            served.go_on.set()
             server.shutdown()
             thread.join()

@@ -14,11 +14,12 @@ import pytest
 from agent.core.errors import SecureHealthError
 from agent.statements.release import Release, Version
 from agent.trust.fetcher import BoundedFetcher, FetchLimits
+from agent.update.box import Box
 from agent.update.channel import Audience, Running
 from agent.update.delta import Base
 from agent.update.handover import Handover, parse_handover
 from agent.update.repository import ReleaseRepository
-from agent.update.updater import Box, UpdateFolder, Updater
+from agent.update.updater import UpdateFolder, Updater
 from agent.update.window import parse_window
 from tests.simulators.clock import SetClock
 from tests.simulators.release_repository import PlayedReleases, ServedReleases, new_image, served_releases
@@ -60,7 +61,8 @@ class UpdateScene:
         """The updater, as its unit starts it."""
         fetcher = BoundedFetcher(RealTime(self.clock), limits=self.limits)
         try:
-            with ReleaseRepository(self.folder.trust, self.server.url, self.root, fetcher, self.clock) as repository:
+            with self.folder.held():
+                repository = ReleaseRepository(self.folder.trust, self.server.url, self.root, fetcher, self.clock)
                 yield Updater(
                     self.folder,
                     repository,

@@ -14,11 +14,12 @@ from agent.core.clock import SystemClock
 from agent.core.errors import OperatorError
 from agent.statements.release import Version
 from agent.trust.fetcher import BoundedFetcher
+from agent.update.box import Box
 from agent.update.channel import Audience, Running
 from agent.update.delta import Base
 from agent.update.release import parse_release_keys, verify_release
 from agent.update.repository import ReleaseRepository
-from agent.update.updater import Box, UpdateFolder, Updater
+from agent.update.updater import UpdateFolder, Updater
 from provisioning.cli.main import app
 from provisioning.releases.image import measure_image
 from tests.simulators.release_repository import new_image, served_files
@@ -83,9 +84,9 @@ def test_a_release_reaches_a_box_by_its_delta(hands: Hands, tmp_path: Path) -> N
     clock = SystemClock()
     with served_files(hands.directory / "repository") as server:
         fetcher = BoundedFetcher(clock)
-        with ReleaseRepository(folder.trust, server.url, root, fetcher, clock) as repository:
-            updater = Updater(folder, repository, box, clock, wait=lambda _: None, progress=lambda *_: None)
-            assert updater.run("stable", None, automatic=True) == Version.parse("1.4.0")
+        repository = ReleaseRepository(folder.trust, server.url, root, fetcher, clock)
+        updater = Updater(folder, repository, box, clock, wait=lambda _: None, progress=lambda *_: None)
+        assert updater.run("stable", None, automatic=True) == Version.parse("1.4.0")
         fetcher.close()
         assert [span for path, span in server.asked if path.endswith("app.raw")] == []
         assert len([span for path, span in server.asked if path.endswith("from-1.3.0.zst")]) == 1
