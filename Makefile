@@ -2,6 +2,8 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 SETUP := build/.setup
+# Most tests wait for other processes: three at a time keep two cores busy. The tests of a file stay together.
+PYTEST := $(PY) -m pytest -n 3 --dist loadfile
 export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 
@@ -12,7 +14,7 @@ demo: setup
 	$(PY) -m tests.demo $(ARGS)
 
 test: setup lint
-	$(PY) -m pytest --ignore tests/guest
+	$(PYTEST) --ignore tests/guest
 
 # A whole machine, booted, with sticks put in and its power taken away (docs/developer.md); needs root to be built.
 system: setup
@@ -21,7 +23,7 @@ system: setup
 
 # The quick part: lint, types, floors, unit tests and attacks, within two minutes.
 check: setup lint
-	$(PY) -m pytest -m "not slow" tests/unit tests/attacks tests/contract
+	$(PYTEST) -m "not slow" tests/unit tests/attacks tests/contract
 
 lint: setup
 	$(VENV)/bin/ruff format --check .
