@@ -18,15 +18,20 @@ from agent.statements.release import Release
 from agent.update.floor import Counters
 from agent.update.handover import IMAGE_FILE, RECORD_FILE, Handover
 from agent.update.release import MAX_RECORD_BYTES, ReleaseKeys, verify_release
+from agent.update.slots import RECORD_FILE as STORED_RECORD_FILE
 from agent.update.slots import Slots, opened_regular, read_regular
 from agent.update.state import TRIES, Event, Phase, SlotName, State
-from agent.update.store import StateStore
+from agent.update.store import Memory, StateStore
 from agent.update.trial import MAX_HEALTH_BYTES, Health, Judgement, Limits, Verdict, judge, parse_health
 from agent.update.volatile import Volatile
 from agent.update.window import parse_window
 
 _RESERVE: Final = 3
 """Space for how many halves of the first payload each slot takes at once."""
+
+
+class NothingRunsError(OperatorError):
+    """Neither slot holds a release that may run."""
 
 
 class Services(Protocol):
@@ -97,13 +102,7 @@ class Installer:
             self._switch(self._stage(state, payload, record, release, None))
             return True
         self._slots.reserve(_RESERVE * release.image_bytes // 2)
-        memory = self._machine.store.load(lambda _: release.epoch)
-        _check_floor(release, memory.floor)
-        if self._slots.record(SlotName.A) != record:
-            with opened_regular(payload / IMAGE_FILE) as image:
-                self._slots.write(SlotName.A, image, release, record)
-        floor = max(memory.floor, release.epoch)
-        self._machine.store.save(State(memory.generation, floor, SlotName.A))
+        self._begin(payload, record, release, self._machine.store.load(lambda _: release.epoch))
         self._slots.point(SlotName.A)
         return True
 
@@ -137,8 +136,11 @@ class Installer:
         """
         self._switch(self._load())
 
-    def activate(self) -> Release:
+    def activate(self, payload: Path) -> Release:
         """Choose the release that runs, verify it, point `current` to it and measure it; count a try if it is on trial.
+
+        Args:
+            payload: The package's, for a box on which neither slot holds a release that may run.
 
         Returns:
             It.
@@ -146,12 +148,10 @@ class Installer:
         Raises:
             SecureHealthError: None may run, or the disk or the TPM fails.
         """
-        state = self._load()
-        if state.phase is Phase.TRIAL and state.tries_left:
-            state = self._save(state.after(Event.TRY, tries_left=state.tries_left - 1))
-        elif state.phase is Phase.TRIAL:
-            state = self._give_up(state)
-        state, release = self._runnable(state)
+        try:
+            state, release = self._runnable(self._counted(self._load()))
+        except NothingRunsError as nothing:
+            state, release = self._begin_anew(payload, nothing)
         self._slots.point(state.active)
         self._measure(release)
         if state.phase is Phase.TRIAL:
@@ -252,6 +252,30 @@ class Installer:
     def _save(self, state: State) -> State:
         return self._machine.store.save(state)
 
+    def _counted(self, state: State) -> State:
+        if state.phase is not Phase.TRIAL:
+            return state
+        if not state.tries_left:
+            return self._give_up(state)
+        return self._save(state.after(Event.TRY, tries_left=state.tries_left - 1))
+
+    def _begin(self, payload: Path, record: bytes, release: Release, memory: Memory) -> State:
+        _check_floor(release, memory.floor)
+        if self._slots.record(SlotName.A) != record:
+            with opened_regular(payload / IMAGE_FILE) as image:
+                self._slots.write(SlotName.A, image, release, record)
+        floor = max(memory.floor, release.epoch)
+        self._save(State(memory.generation, floor, SlotName.A))
+        return self._load()  # which raises the counter to the floor
+
+    def _begin_anew(self, payload: Path, nothing: NothingRunsError) -> tuple[State, Release]:
+        try:
+            record, release = self._read_record(payload)
+            self._slots.path(SlotName.A, STORED_RECORD_FILE).unlink(missing_ok=True)
+            return self._begin(payload, record, release, self._machine.store.load(lambda _: release.epoch)), release
+        except (OSError, SecureHealthError) as error:
+            raise nothing from error
+
     def _rebuild(self, floor: int, generation: int) -> State:
         """A state was lost, or an old one put back: the newer release that may run must show itself once more."""
         found: dict[SlotName, Release] = {}
@@ -259,11 +283,7 @@ class Installer:
             with suppress(SecureHealthError):
                 found[name] = self._usable(name, floor)
         if not found:
-            raise OperatorError(
-                "update.nothing_runs",
-                "Neither slot holds a release that may run here.",
-                next_step="Run `seh-slot init`, which takes the package's payload, or install a newer package.",
-            )
+            raise _nothing_runs("there is none, or it is damaged or too old")
         floor = max(floor, min(release.epoch for release in found.values()))
         good = min(found, key=lambda name: found[name].version)
         if len({release.version for release in found.values()}) == 1:
@@ -301,13 +321,12 @@ class Installer:
     def _runnable(self, state: State) -> tuple[State, Release]:
         try:
             return state, self._usable(state.active, state.floor)
-        except SecureHealthError:
-            try:
-                release = self._usable(state.active.other, state.floor)
-            except SecureHealthError:
-                release = None
-            if release is None:
-                raise
+        except SecureHealthError as error:
+            why = error.sentence
+        try:
+            release = self._usable(state.active.other, state.floor)
+        except SecureHealthError as error:
+            raise _nothing_runs(why) from error
         event = Event.FAIL if state.phase is Phase.TRIAL else Event.REPLACE
         return self._save(state.after(event, tries_left=0)), release
 
@@ -345,8 +364,8 @@ class Installer:
     def _switch(self, state: State) -> State:
         self._usable(state.good.other, state.floor)
         health = self._health(str(self._release(state.good).version))
-        reached = health is not None and health.checks["superlink"] is True
-        state = self._save(state.after(Event.SWITCH, tries_left=TRIES, needs_superlink=reached, window=None))
+        needs = () if health is None else tuple(name for name in sorted(health.checks) if health.checks[name])
+        state = self._save(state.after(Event.SWITCH, tries_left=TRIES, needs=needs, window=None))
         self._machine.volatile.end_watch()
         self._machine.services.restart_agent()
         return state
@@ -354,9 +373,7 @@ class Installer:
     def _judge(self, state: State, limits: Limits) -> tuple[State, Judgement]:
         version, now_s = str(self._release(state.active).version), self._machine.now_s()
         watch = self._machine.volatile.begin_watch(now_s, state.active, version)
-        judgement = judge(
-            self._health(version), watch, now_s=now_s, needs_superlink=state.needs_superlink, limits=limits
-        )
+        judgement = judge(self._health(version), watch, now_s=now_s, needs=state.needs, limits=limits)
         self._machine.volatile.keep_watch(judgement.watch)
         if judgement.verdict is Verdict.COMMIT:
             state = self._save(state.after(Event.COMMIT, tries_left=0, failed=None))
@@ -419,6 +436,14 @@ class Installer:
         except SecureHealthError:
             return None
         return {"version": str(release.version), "epoch": release.epoch, "root_hash": release.root_hash}
+
+
+def _nothing_runs(why: str) -> NothingRunsError:
+    return NothingRunsError(
+        "update.nothing_runs",
+        f"Neither slot holds a release that may run here, nor does the package: {why}",
+        next_step="Install a package of the newest release.",
+    )
 
 
 def _needs_watch(state: State) -> bool:

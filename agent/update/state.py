@@ -93,7 +93,7 @@ class State:
         good: The slot to which a failure leads back.
         phase: Where an update stands.
         tries_left: Starts that the release on trial still has.
-        needs_superlink: Whether the release on trial must reach the SuperLink, as the one before it did.
+        needs: Checks that the release on trial must pass, as the one before it did.
         window: When the staged release may take over (`agent.update.window`); None for at once.
         failed: Version of the release that was last given up here.
     """
@@ -103,7 +103,7 @@ class State:
     good: SlotName
     phase: Phase = Phase.STEADY
     tries_left: int = 0
-    needs_superlink: bool = False
+    needs: tuple[str, ...] = ()
     window: str | None = None
     failed: str | None = None
 
@@ -160,7 +160,7 @@ def parse_state(data: bytes, secret: bytes) -> State:
     if not authentic:
         raise ValueError("somebody else wrote it")
     state = State(**fields["state"])
-    return replace(state, good=SlotName(state.good), phase=Phase(state.phase))
+    return replace(state, good=SlotName(state.good), phase=Phase(state.phase), needs=tuple(state.needs))
 
 
 def derive(secret: bytes, purpose: bytes) -> bytes:

@@ -28,7 +28,7 @@ from agent.update.installer import Installer, Machine
 from agent.update.release import parse_release_keys
 from agent.update.slots import Slots, read_regular
 from agent.update.store import STATE_FILE, StateStore
-from agent.update.trial import Limits
+from agent.update.trial import Limits, Verdict
 from agent.update.volatile import Volatile
 
 SLOTS: Final = Path("var/lib/secur-e-health-slots")
@@ -37,6 +37,7 @@ PAYLOAD: Final = Path("usr/share/secur-e-health/payload")
 KEYS: Final = Path("usr/share/secur-e-health/release-keys.json")
 HEALTH: Final = Path("run/secur-e-health/agent/health.json")
 VOLATILE: Final = Path("run/secur-e-health/slots")
+TPM_DEVICE: Final = Path("/dev/tpmrm0")
 KEY_FILE: Final = "key"
 LOCK_FILE: Final = "lock"
 AGENT_UNIT: Final = "seh-agent.service"
@@ -99,7 +100,9 @@ class Place:
 
     def _has_tpm(self) -> bool:
         # Not the TPM of the machine on which another one's image is assembled.
-        return "TPM2TOOLS_TCTI" in os.environ or (self.root == Path("/") and Path("/dev/tpmrm0").exists())
+        if self.root == Path("/") and TPM_DEVICE.exists():
+            os.environ.setdefault("TPM2TOOLS_TCTI", f"device:{TPM_DEVICE}")
+        return "TPM2TOOLS_TCTI" in os.environ
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -149,18 +152,18 @@ def _switch(installer: Installer, _place: Place, _options: argparse.Namespace) -
     return DONE
 
 
-def _activate(installer: Installer, _place: Place, _options: argparse.Namespace) -> int:
-    release = installer.activate()
+def _activate(installer: Installer, place: Place, _options: argparse.Namespace) -> int:
+    release = installer.activate(place.root / PAYLOAD)
     sys.stdout.write(f"Release {release.version}, security epoch {release.epoch}, root hash {release.root_hash}\n")
     return DONE
 
 
 def _confirm(installer: Installer, _place: Place, options: argparse.Namespace) -> int:
     judgement = installer.confirm(Limits(options.ready_s, options.well_s, options.deadline_s))
-    if judgement is None:
+    if judgement is None or judgement.verdict is Verdict.WAIT:
         return NOTHING
     sys.stdout.write(f"The release on trial: {judgement.verdict.value}, as {judgement.reason}\n")
-    return NOTHING if judgement.verdict == "wait" else DONE
+    return DONE
 
 
 def _fail(installer: Installer, _place: Place, _options: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
@@ -101,32 +101,32 @@ def parse_health(data: bytes) -> Health:
         raise ValueError("it is no report") from error
 
 
-def judge(health: Health | None, watch: Watch, *, now_s: int, needs_superlink: bool, limits: Limits) -> Judgement:
+def judge(health: Health | None, watch: Watch, *, now_s: int, needs: Collection[str], limits: Limits) -> Judgement:
     """Judge a release on trial.
 
     Args:
         health: What it says of itself in this boot; None while it says nothing.
         watch: How its trial went so far.
         now_s: On the clock since boot.
-        needs_superlink: Whether it must reach the SuperLink: only if the release before it did, as else an outage of
-            the hospital's network would undo good releases.
+        needs: Checks that it must pass beside being up: those that the release before it passed, as else an outage of
+            the hospital's network, or a key that lies in a drawer, would undo good releases.
         limits: How long things may take.
     """
     elapsed_s = now_s - watch.started_s
     checks = dict.fromkeys(_CHECKS) if health is None else health.checks
-    wrong = next((name for name in ("key", "self_test") if checks[name] is False), None)
-    if wrong is not None:
-        return Judgement(Verdict.FAIL, f"its check {wrong!r} failed", watch)
+    if checks["self_test"] is False:
+        return Judgement(Verdict.FAIL, "it failed its own test", watch)
     if not checks["agent"] and elapsed_s >= limits.ready_s:
         return Judgement(Verdict.FAIL, f"it was not ready within {limits.ready_s} s", watch)
-    needed = [name for name in _CHECKS if name != "superlink" or needs_superlink]
-    missing = [name for name in needed if checks[name] is not True]
+    missing = [name for name in _CHECKS if (name == "agent" or name in needs) and not checks[name]]
     if health is None or missing:
         watch = replace(watch, pid=0)
     elif watch.pid != health.pid:
         watch = replace(watch, pid=health.pid, well_since_s=now_s)
     if watch.pid and now_s - watch.well_since_s >= limits.well_s:
         return Judgement(Verdict.COMMIT, f"it was well for {limits.well_s} s", watch)
+    if "key" in missing and checks["key"] is False and elapsed_s >= limits.ready_s:
+        return Judgement(Verdict.FAIL, "it cannot use the box's key, which the release before it could", watch)
     if elapsed_s >= limits.deadline_s:
         return Judgement(Verdict.FAIL, f"it was not well within {limits.deadline_s} s", watch)
     reason = f"these are not known to be well yet: {', '.join(missing)}" if missing else "it is well, for now"

@@ -29,7 +29,7 @@ def box(tmp_path: Path, publisher: Publisher) -> SlotBox:
     box = SlotBox(tmp_path / "root", publisher, counters=PlayedCounters())
     box.ship("1.4.0", epoch=3)
     box.installer.init(box.payload)
-    box.installer.activate()
+    box.activate()
     return box
 
 
@@ -45,7 +45,7 @@ def refused(box: SlotBox, version: str, code: str) -> None:
     assert caught.value.code == code
     after = box.installer.status()
     assert (after["phase"], after["good"], box.services.restarts) == (before["phase"], before["good"], 0)
-    box.installer.activate()
+    box.activate()
     assert box.running() == "1.4.0"
 
 
@@ -140,7 +140,7 @@ def test_endless_data_behind_the_image_is_not_read(box: SlotBox) -> None:
     with (box.incoming / "1.5.0/app.raw").open("ab") as image:
         image.truncate(1 << 40)
     install(box, "1.5.0")
-    box.installer.activate()
+    box.activate()
     assert box.running() == "1.5.0"
 
 
@@ -158,7 +158,7 @@ def test_something_else_where_a_file_should_be(box: SlotBox, file: str, kind: st
         path.mkdir()
     with pytest.raises((OperatorError, OSError)):
         install(box, "1.5.0")
-    box.installer.activate()
+    box.activate()
     assert box.running() == "1.4.0"
 
 
@@ -166,7 +166,7 @@ def test_the_root_hash_file_swapped_for_another_release_s(box: SlotBox) -> None:
     box.install("1.5.0", epoch=3)
     box.commit("1.5.0")
     (box.slots / "b/app.roothash").write_bytes((box.slots / "a/app.roothash").read_bytes())
-    box.installer.activate()
+    box.activate()
     assert box.running() == "1.4.0"
 
 
@@ -174,7 +174,7 @@ def test_the_record_swapped_for_another_release_s(box: SlotBox) -> None:
     box.install("1.5.0", epoch=3)
     box.commit("1.5.0")
     (box.slots / "b/meta.json").write_bytes((box.slots / "a/meta.json").read_bytes())
-    box.installer.activate()
+    box.activate()
     assert (box.slots / "current").readlink() == Path("a")
     assert box.running() == "1.4.0"
 
@@ -186,8 +186,24 @@ def test_a_good_slot_that_is_damaged_falls_back_to_the_other(box: SlotBox) -> No
         image.write(b"damaged")
     # dm-verity refuses to read that block, so the agent fails, and systemd says so.
     assert box.installer.fail()
-    box.installer.activate()
+    box.activate()
     assert box.running() == "1.4.0"
+
+
+def test_the_package_s_payload_comes_back_where_both_slots_are_damaged(box: SlotBox) -> None:
+    box.install("1.5.0", epoch=3)
+    box.commit("1.5.0")
+    for name in ("a", "b"):
+        (box.slots / name / "app.roothash").unlink()
+    box.activate()
+    assert box.running() == "1.4.0"
+
+
+def test_a_box_s_first_start_takes_the_package_s_payload(tmp_path: Path, publisher: Publisher) -> None:
+    box = SlotBox(tmp_path / "root", publisher, counters=PlayedCounters())
+    box.ship("1.4.0", epoch=3)
+    box.activate()
+    assert (box.running(), box.tpm.floor) == ("1.4.0", 3)
 
 
 def test_a_damaged_good_slot_never_falls_back_below_the_floor(tmp_path: Path, publisher: Publisher) -> None:
@@ -198,8 +214,8 @@ def test_a_damaged_good_slot_never_falls_back_below_the_floor(tmp_path: Path, pu
     box.commit("1.5.0")
     box.tpm.jump_to(4)
     with pytest.raises(OperatorError) as caught:
-        box.installer.activate()
-    assert caught.value.code == "update.below_floor"
+        box.activate()
+    assert caught.value.code == "update.nothing_runs"
 
 
 def test_a_slot_s_record_signed_by_one_key_only_does_not_run(box: SlotBox) -> None:
@@ -207,7 +223,7 @@ def test_a_slot_s_record_signed_by_one_key_only_does_not_run(box: SlotBox) -> No
     box.commit("1.5.0")
     release, _ = make_release("1.5.0", 3)
     (box.slots / "b/meta.json").write_bytes(box.publisher.record(release, signers=(1,)))
-    box.installer.activate()
+    box.activate()
     assert box.running() == "1.4.0"
 
 
@@ -215,7 +231,7 @@ def test_an_altered_current_link_is_set_right(box: SlotBox) -> None:
     link = box.slots / "current"
     link.unlink()
     link.symlink_to("/tmp")
-    box.installer.activate()
+    box.activate()
     assert box.running() == "1.4.0"
 
 
@@ -223,7 +239,7 @@ def test_a_current_link_replaced_by_a_file(box: SlotBox) -> None:
     link = box.slots / "current"
     link.unlink()
     link.write_text("a")
-    box.installer.activate()
+    box.activate()
     assert box.running() == "1.4.0"
 
 
@@ -233,7 +249,7 @@ def test_a_replayed_state_is_found_out_by_the_tpm(box: SlotBox) -> None:
     box.commit("1.5.0")
     box.state_file.write_bytes(old)
     # It would have the box run 1.4.0: instead, the newer release shows itself once more.
-    box.installer.activate()
+    box.activate()
     assert box.running() == "1.5.0"
     assert box.installer.status()["phase"] == Phase.TRIAL
 
@@ -242,7 +258,7 @@ def test_a_deleted_state_brings_no_older_release(box: SlotBox) -> None:
     box.install("1.5.0", epoch=3)
     box.commit("1.5.0")
     box.state_file.unlink()
-    box.installer.activate()
+    box.activate()
     assert box.running() == "1.5.0"
 
 
@@ -252,7 +268,7 @@ def test_a_state_with_another_s_mac_does_not_count(box: SlotBox, secret: bytes) 
     box.commit("1.5.0")
     forged = State(generation=box.tpm.generation, floor=0, good=SlotName.A)
     box.state_file.write_bytes(encode_state(forged, secret))
-    box.installer.activate()
+    box.activate()
     assert (box.running(), box.installer.status()["floor"]) == ("1.5.0", 3)
 
 
@@ -266,18 +282,18 @@ def test_no_state_lowers_the_floor_that_the_tpm_holds(box: SlotBox) -> None:
 def test_a_counter_ahead_of_every_release_lets_none_run(box: SlotBox) -> None:
     box.tpm.jump_to(9)
     with pytest.raises(OperatorError) as caught:
-        box.installer.activate()
-    assert caught.value.code == "update.below_floor"
+        box.activate()
+    assert caught.value.code == "update.nothing_runs"
     with pytest.raises(OperatorError):
         box.installer.fail()
 
 
 def test_a_counter_ahead_of_the_good_release_lets_the_other_run(box: SlotBox) -> None:
     box.install("1.5.0", epoch=4)
-    box.installer.activate()
+    box.activate()
     box.installer.rollback()
     box.tpm.jump_to(4)
-    box.installer.activate()
+    box.activate()
     assert box.running() == "1.5.0"
 
 
@@ -291,7 +307,7 @@ def test_a_package_older_than_the_tpm_s_floor_after_the_disk_was_wiped(tmp_path:
 
 def test_after_a_tpm_clear_the_floor_comes_from_state_and_record(box: SlotBox) -> None:
     box.tpm.reading = None
-    box.installer.activate()
+    box.activate()
     assert box.tpm.floor == 3
     box.deliver("1.5.0", epoch=2)
     refused(box, "1.5.0", "update.below_floor")
@@ -300,25 +316,25 @@ def test_after_a_tpm_clear_the_floor_comes_from_state_and_record(box: SlotBox) -
 def test_after_a_tpm_clear_and_a_lost_state_the_floor_comes_from_the_records(box: SlotBox) -> None:
     box.tpm.reading = None
     box.state_file.unlink()
-    box.installer.activate()
+    box.activate()
     assert (box.running(), box.tpm.floor) == ("1.4.0", 3)
 
 
 def test_whoever_removes_the_counters_does_not_raise_the_floor(box: SlotBox) -> None:
     box.tpm.reading, box.tpm.found = None, 900
-    box.installer.activate()
+    box.activate()
     assert (box.running(), box.tpm.floor) == ("1.4.0", 3)
 
 
 def test_the_epoch_rises_only_once_the_other_slot_meets_it(box: SlotBox) -> None:
     box.install("1.5.0", epoch=5)
-    box.installer.activate()
+    box.activate()
     assert box.tpm.floor == 3
     box.commit("1.5.0")
     # The old release was overwritten with the new one first: a damaged slot still has one to fall back to.
     assert len(set(records(box))) == 1
     assert box.tpm.floor == 5
-    box.installer.activate()
+    box.activate()
     with pytest.raises(OperatorError):
         box.installer.rollback("1.4.0")
 
@@ -329,13 +345,13 @@ def records(box: SlotBox) -> list[str]:
 
 def test_what_runs_is_measured_once_before_it_runs(box: SlotBox) -> None:
     first, second = (make_release(version, 3)[0].root_hash for version in ("1.4.0", "1.5.0"))
-    box.installer.activate()
+    box.activate()
     box.install("1.5.0", epoch=3)
-    box.installer.activate()
-    box.installer.activate()
+    box.activate()
+    box.activate()
     assert box.tpm.measured == [first, second]
     box.reboot()
-    box.installer.activate()
+    box.activate()
     assert box.tpm.measured == [first, second, second]
 
 
@@ -346,7 +362,7 @@ def test_the_updater_cannot_roll_back_to_what_it_does_not_name(box: SlotBox) -> 
         box.installer.install(box.incoming, Handover("rollback", "1.3.0"))
     assert caught.value.code == "update.wrong_release"
     box.installer.install(box.incoming, Handover("rollback", "1.4.0"))
-    box.installer.activate()
+    box.activate()
     assert box.running() == "1.4.0"
 
 

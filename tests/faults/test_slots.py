@@ -60,11 +60,11 @@ def run_through(box: SlotBox) -> None:
         box.installer.install(box.incoming, Handover("install", version))
         box.commit(version)
     box.installer.install(box.incoming, Handover("install", "1.4.0"))
-    box.installer.activate()
+    box.activate()
     box.installer.fail()
-    box.installer.activate()
+    box.activate()
     box.installer.rollback()
-    box.installer.activate()
+    box.activate()
 
 
 @contextmanager
@@ -90,7 +90,7 @@ def count_moments(
 
 def check_whole(box: SlotBox) -> None:
     """A release that may run runs, the state is the tool's own, and nobody touched the agent's."""
-    box.installer.activate()
+    box.activate()
     assert box.running() in {"1.1.0", "1.2.0", "1.3.0", "1.4.0"}
     parse_state(box.state_file.read_bytes(), SECRET)
     for name, content in AGENT_FILES.items():
@@ -101,7 +101,7 @@ def check_goes_on(box: SlotBox) -> None:
     """Whatever was interrupted, the next update goes through."""
     while box.installer.status()["phase"] == "trial":
         box.installer.fail()
-        box.installer.activate()
+        box.activate()
     box.install("2.0.0", epoch=2)
     box.commit("2.0.0")
     assert (box.running(), box.installer.status()["phase"]) == ("2.0.0", "steady")

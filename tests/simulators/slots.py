@@ -174,11 +174,15 @@ class SlotBox:
 
     def commit(self, version: str, *, superlink: bool | None = True) -> None:
         """Start it, have it be well, and commit it."""
-        self.installer.activate()
+        self.activate()
         self.report(version, superlink=superlink)
         for _ in range(2):
             self.installer.confirm(QUICK)
             self.now_s += QUICK.well_s
+
+    def activate(self) -> Release:
+        """As before a start of the agent."""
+        return self.installer.activate(self.payload)
 
     def report(self, version: str, **checks: bool | None) -> None:
         """The agent speaks of its health; well where nothing else is said."""
