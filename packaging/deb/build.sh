@@ -57,8 +57,8 @@ install -m 644 "$here/lintian-overrides" "$tree/usr/share/lintian/overrides/secu
 
 # What has an [Install] section starts with the machine; what has none is started by another unit.
 units=$lib/systemd/system
-enabled=$(cd "$units" && grep -l '^\[Install\]' seh-* | sort | paste -sd' ')
-stopped=$(cd "$units" && grep -L '^\[Install\]' seh-* | grep -v @ | sort | paste -sd' ')
+enabled=$(cd "$units" && grep -ls '^\[Install\]' seh-*.* | sort | paste -sd' ')
+stopped=$(cd "$units" && grep -Ls '^\[Install\]' seh-*.* | grep -v @ | sort | paste -sd' ')
 for script in preinst postinst prerm postrm; do
     sed -e "s/@VERSION@/$version/g" -e "s/@ENABLED@/$enabled/g" -e "s/@STOPPED@/$stopped/g" \
         -e "s/@SYSUSERS@/$(cd "$lib/sysusers.d" && ls | paste -sd' ')/" \

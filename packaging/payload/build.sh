@@ -61,12 +61,16 @@ for command in seh-agent seh-stick; do
     sed '1s|.*|#!/usr/bin/python3 -Ps|' "$work/site/bin/$command" >"$tree/usr/bin/$command"
     chmod 755 "$tree/usr/bin/$command"
 done
+# Where the readers' units start it.
+mkdir -p "$tree/usr/lib/secur-e-health/bin"
+ln -s /usr/bin/seh-stick "$tree/usr/lib/secur-e-health/bin/seh-stick"
 "$here/compile.sh" "$tree" "$site/agent"
 grep -vE '^(#|$)' "$here/mount-points.txt" | while read -r kind path; do
     mkdir -p "$tree$(dirname "$path")"
     case $kind in d) mkdir -p "$tree$path" ;; f) [ -e "$tree$path" ] || : >"$tree$path" ;; esac
 done
-"$here/check-mounts.sh" "$tree" "$root"/packaging/systemd/*.service
+"$here/check-mounts.sh" "$tree" "$root"/packaging/systemd/*.service \
+    "$root"/packaging/systemd/*.service.d/*.conf
 
 rm -f "$out/app.raw"
 mksquashfs "$tree" "$out/app.raw" -noappend -quiet -no-progress -no-xattrs -all-root -comp zstd \

@@ -46,6 +46,7 @@ for unused in boot home media mnt opt root usr/games usr/include usr/src usr/sha
     rm -rf "${tree:?}/$unused"
 done
 
+/sbin/ldconfig -X -r "$tree"
 printf 'root:x:0:0::/:/usr/sbin/nologin\nnobody:x:65534:65534::/:/usr/sbin/nologin\n' >"$tree/etc/passwd"
 printf 'root:x:0:\nnogroup:x:65534:\n' >"$tree/etc/group"
 printf 'passwd: files\ngroup: files\nhosts: files dns\n' >"$tree/etc/nsswitch.conf"

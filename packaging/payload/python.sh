@@ -32,8 +32,20 @@ find "$site" \( -name '*.a' -o -name '*.h' -o -name '*.hpp' -o -name '*.pyi' -o 
 if [ -d "$site/torch" ]; then
     # torch starts torch_shm_manager itself; protoc is for building.
     find "$site/torch/bin" -type f ! -name torch_shm_manager -delete
-    rm -rf "$site/torch/share" "$site/torch/test" "$site/torchgen"
+    rm -rf "$site/torch/share" "$site/torch/test"
 fi
 # Ways to other machines, which a worker without network has no use for.
-rm -f "$site"/pyarrow/libarrow_flight.so* "$site"/pyarrow/libarrow_s3.so* "$site"/pyarrow/libarrow_substrait.so* \
-    "$site"/pyarrow/_flight.* "$site"/pyarrow/_s3fs.* "$site"/pyarrow/_gcsfs.* "$site"/pyarrow/_hdfs.* "$site"/pyarrow/_substrait.*
+rm -f "$site"/pyarrow/libarrow_flight.so* "$site"/pyarrow/libarrow_python_flight.so* "$site"/pyarrow/libarrow_s3.so* \
+    "$site"/pyarrow/_flight.* "$site"/pyarrow/_s3fs.* "$site"/pyarrow/_gcsfs.* "$site"/pyarrow/_hdfs.*
+
+# Whether enough is left: each library that needs one of Debian's, or lost a part, is loaded in the payload itself.
+for module in cryptography.x509 flwr.app grpc numpy pydantic_core tuf.ngclient onnx PIL.Image pkcs11 pyarrow.parquet pyseccomp \
+    dp_accounting.rdp smartcard.scard systemd.journal torch tpm2_pytss zxingcpp; do
+    package=${module%%.*}
+    [ -e "$site/$package" ] || [ -e "$site/$package.py" ] || continue
+    unshare --map-root-user --mount sh -c 'mount --rbind /dev "$1/dev" && exec chroot "$1" /usr/bin/python3 -BPsc "import $2"' \
+        sh "$1" "$module" || {
+        echo "$module cannot be loaded in the payload." >&2
+        exit 1
+    }
+done
