@@ -14,6 +14,7 @@ Source: TPM 2.0 Library Part 1, 37.2.4 (counters); Part 3, 31 (NV); TCG PC Clien
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,10 +34,13 @@ no shim. Software cannot reset it, as it can 16 and 23."""
 
 _COUNTER: Final = "nt=counter|authread|authwrite|ownerread|no_da"
 _BASE: Final = "authread|authwrite|ownerread|writedefine|no_da"
-_NEVER_WRITTEN: Final = "0x0000014a"
+_NEVER_WRITTEN: Final = 0x14A
 """NV_UNINITIALIZED: a power cut while it was made."""
-# BAD_AUTH and AUTH_FAIL of session 1: somebody else's index. ATTRIBUTES, AUTH_UNAVAILABLE: of another kind.
-_NOT_OURS: Final = ("0x000009a2", "0x0000098e", "0x00000082", "0x0000012f", "0x00000149", _NEVER_WRITTEN)
+# BAD_AUTH and AUTH_FAIL of session 1: somebody else's index. AUTH_UNAVAILABLE, NV_AUTHORIZATION, NV_RANGE: of another
+# kind.
+_NOT_OURS: Final = frozenset({0x9A2, 0x98E, 0x12F, 0x149, 0x146, _NEVER_WRITTEN})
+_CODE: Final = re.compile(r"\(0x([0-9A-Fa-f]+)\)")
+"""As tpm2-tools print a response code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +102,7 @@ class TPMCounters:
             try:
                 values = {index: self._value(index) for index in _INDICES}
             except ProgramError as error:
-                if any(code in error.stderr.lower() for code in _NOT_OURS):
+                if _codes(error) & _NOT_OURS:
                     return None
                 raise
         return Reading(values[FLOOR_INDEX] - values[BASE_INDEX], values[GENERATION_INDEX])
@@ -118,7 +122,7 @@ class TPMCounters:
                     for index in (FLOOR_INDEX, BASE_INDEX)
                 )
             except ProgramError as error:
-                if _NEVER_WRITTEN in error.stderr.lower():
+                if _NEVER_WRITTEN in _codes(error):
                     return 0
                 raise
         return max(0, counter - base)
@@ -211,6 +215,10 @@ class TPMCounters:
     def _auth(self, index: int) -> bytes:
         # Printable, as tpm2-tools read it as text, and no longer than the index's name hash.
         return derive(self._secret, b"nv %x" % index).hex()[:32].encode()
+
+
+def _codes(error: ProgramError) -> set[int]:
+    return {int(code, 16) & 0xFFFF for code in _CODE.findall(error.stderr)}
 
 
 def _number(data: bytes) -> int:

@@ -74,10 +74,10 @@ def striking(
     """Strike at the disk and, as the power goes for both, at the TPM."""
     with struck(monkeypatch, at, strike) as moments:
         if box.counters is not None and strike is PowerCutError:
-            box.counters.before = moments.pass_one
+            box.tpm.before = moments.pass_one
         yield moments
     if box.counters is not None:
-        box.counters.before = lambda: None
+        box.tpm.before = lambda: None
 
 
 def count_moments(

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from agent.statements.release import Release, Version
-from agent.update.floor import Reading
+from agent.update.floor import Counters, Reading
 from agent.update.handover import Handover
 from agent.update.installer import Installer, Machine
 from agent.update.programs import Run
@@ -100,7 +100,7 @@ class SlotBox:
     """
 
     def __init__(
-        self, root: Path, publisher: Publisher, *, counters: PlayedCounters | None = None, run: Run = play_programs
+        self, root: Path, publisher: Publisher, *, counters: Counters | None = None, run: Run = play_programs
     ) -> None:
         self.root = root
         self.publisher = publisher
@@ -114,8 +114,8 @@ class SlotBox:
 
     @property
     def tpm(self) -> PlayedCounters:
-        """Of a box that has one."""
-        assert self.counters is not None
+        """Of a box that has a played one."""
+        assert isinstance(self.counters, PlayedCounters)
         return self.counters
 
     @property
