@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from agent.cli import data, key, study
+from agent.cli import data, key, study, update
 from agent.cli.enrol import accept_keys, enrol, re_enrol, unenrol
 from agent.cli.run import run, status
 from agent.core.terminal import command_line, run_command
@@ -19,6 +19,7 @@ app.command("accept-keys")(accept_keys)
 app.add_typer(data.app)
 app.add_typer(key.app)
 app.add_typer(study.app)
+app.add_typer(update.app)
 
 
 def main() -> None:

@@ -226,6 +226,7 @@ class UpdateSection(_Section):
         directory: The updater's own; only it writes there.
         slots: The slot tool's directory.
         slots_status: Where the slot tool says how it stands.
+        enrolment: The box's enrolment as its unit shows it to the updater, which may not look into the agent's state.
         root_file: The repository's root, as the package brought it.
         keys_file: Who may sign releases, likewise.
     """
@@ -237,6 +238,7 @@ class UpdateSection(_Section):
     directory: LocalPath = Path("/var/lib/secur-e-health-update")
     slots: LocalPath = Path("/var/lib/secur-e-health-slots")
     slots_status: LocalPath = Path("/run/secur-e-health/slots")
+    enrolment: LocalPath = Path("/run/secur-e-health/enrolment.json")
     root_file: LocalPath = Path("/usr/share/secur-e-health/release-root.json")
     keys_file: LocalPath = Path("/usr/share/secur-e-health/release-keys.json")
 

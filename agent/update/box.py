@@ -148,7 +148,8 @@ def load_box(config: AgentConfig) -> Box:
     keys = load_keys(settings)
     said = load_slots(settings)
     running, base = _running(settings, keys, said.floor)
-    enrolled = _load(config.node.state_directory / "enrolment" / "record.json", _Enrolled)
+    own = config.node.state_directory / "enrolment" / "record.json"
+    enrolled = _load(settings.enrolment, _Enrolled) or _load(own, _Enrolled)
     audience = Audience() if enrolled is None else Audience(enrolled.site, enrolled.key_id)
     failed = None if said.failed is None else Version.parse(said.failed)
     return Box(running, base, audience, keys, on_trial=said.phase == "trial", failed=failed)

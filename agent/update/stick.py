@@ -1,6 +1,6 @@
 """The reader of update sticks: one short-lived process, started for one stick, that may read it and fill `incoming/`.
 
-    seh-update-stick CONFIGURATION < /dev/sdb1
+    python3 -m agent.update.stick CONFIGURATION < /dev/sdb1
 
 It runs apart from the agent, without network, devices or rights (`packaging/systemd/seh-update-stick@.service`). What a
 stick brings is held against the same keys, the same floor and the same hash as what the network brings.
@@ -123,3 +123,7 @@ def main() -> int:
         return EXIT_STATUS[error.fault]
     log.info("stick_taken", version=str(release.version))
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -49,7 +49,9 @@ def test_what_was_stored_comes_back_and_is_the_owners_alone(folder: EnrolmentFol
     folder.store_record(RECORD)
     folder.store_pending(pending)
     assert (folder.load_record(), folder.load_pending()) == (RECORD, pending)
-    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.path.glob("*.json")} == {0o600}
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.path.glob("*.json")}
+    # The record holds no secret, and the updater's unit is shown it; nobody else gets through the directory.
+    assert modes == {"record.json": 0o644, "pending.json": 0o600}
     assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
 
 
