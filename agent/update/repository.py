@@ -30,6 +30,7 @@ from agent.trust.delegations import (
     MAX_ROOT_BYTES,
     MAX_SNAPSHOT_BYTES,
     MAX_TIMESTAMP_BYTES,
+    MAX_TIMESTAMP_LIFE_S,
     expiry_s,
     keys_digest,
 )
@@ -252,7 +253,10 @@ def _issued_s(timestamp: Timestamp) -> int:
         raise bad_repository("its timestamp does not say when it was signed", MAKER) from None
     if issued.tzinfo is None:
         raise bad_repository("its timestamp names no time zone", MAKER)
-    return int(issued.timestamp())
+    issued_s = int(issued.timestamp())
+    if not 0 < expiry_s(timestamp) - issued_s <= MAX_TIMESTAMP_LIFE_S:
+        raise bad_repository(f"its timestamp counts for longer than {MAX_TIMESTAMP_LIFE_S // 3600} h", MAKER)
+    return issued_s
 
 
 def _rolled_back(what: str) -> PeerProtocolError:

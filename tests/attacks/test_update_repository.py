@@ -57,6 +57,11 @@ def test_freeze(scene: UpdateScene) -> None:
     assert scene.refused() == "trust.expired"
 
 
+def test_timestamp_that_counts_for_long(scene: UpdateScene) -> None:
+    scene.maker.publish_timestamp(lasts=timedelta(days=30))
+    assert scene.refused() == "trust.bad_repository"
+
+
 def test_freeze_behind_a_clock_that_was_set_back(scene: UpdateScene) -> None:
     old = dict(scene.maker.files)
     scene.clock.move(3 * DAY_S)
