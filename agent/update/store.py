@@ -6,6 +6,7 @@ two, the next start raises it. A state of any other generation is an old one.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,6 +19,8 @@ from agent.update.slots import read_regular
 from agent.update.state import MAX_STATE_BYTES, State, encode_state, parse_state
 
 STATE_FILE: Final = "state.json"
+SPARE_FILE: Final = "spare"
+_SPARE_BYTES: Final = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,4 +111,16 @@ class StateStore:
         return state
 
     def _write(self, state: State) -> None:
-        store_atomically(self._path, encode_state(state, self._secret), mode=0o600)
+        # On a disk that others filled up, a release on trial must still be started or given up.
+        data, spare = encode_state(state, self._secret), self._path.with_name(SPARE_FILE)
+        try:
+            store_atomically(self._path, data, mode=0o600)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or not spare.exists():
+                raise
+            spare.unlink()
+            store_atomically(self._path, data, mode=0o600)
+        else:
+            if not spare.exists():
+                with suppress(OSError):
+                    store_atomically(spare, bytes(_SPARE_BYTES), mode=0o600)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ import pytest
 
 from agent.core.errors import SecureHealthError
 from agent.update.handover import Handover
-from agent.update.state import parse_state
+from agent.update.state import TRIES, parse_state
 from tests.simulators.disk import LossyDisk
 from tests.simulators.power import Moments, PowerCutError, disk_full, struck
 from tests.simulators.releases import Publisher
@@ -120,6 +121,25 @@ def test_power_cuts(tmp_path: Path, origin: SlotBox, monkeypatch: pytest.MonkeyP
             check_whole(box)
             check_goes_on(box)
         shutil.rmtree(tmp_path / str(seed))
+
+
+def test_a_trial_on_a_full_disk_is_counted_and_given_up(origin: SlotBox, tmp_path: Path) -> None:
+    box = copy_of(origin, tmp_path)
+    box.installer.install(box.incoming, Handover("install", "1.2.0"))
+    spare = box.slots / "spare"
+    with pytest.MonkeyPatch.context() as patch:
+        real = os.fsync
+
+        def full(descriptor: int) -> None:
+            name = Path(f"/proc/self/fd/{descriptor}").readlink()
+            if spare.exists() and name.name == "state.json.partial":
+                raise disk_full()
+            real(descriptor)
+
+        patch.setattr(os, "fsync", full)
+        for _ in range(TRIES + 1):
+            box.activate()
+    assert (box.running(), box.installer.status()["failed"]) == ("1.1.0", "1.2.0")
 
 
 def cut(box: SlotBox, disk: LossyDisk, monkeypatch: pytest.MonkeyPatch, at: int | None, dice: random.Random) -> None:
