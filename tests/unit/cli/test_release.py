@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from agent.core.clock import SystemClock
 from agent.core.errors import OperatorError
@@ -20,47 +18,12 @@ from agent.update.delta import Base
 from agent.update.release import parse_release_keys, verify_release
 from agent.update.repository import ReleaseRepository
 from agent.update.updater import UpdateFolder, Updater
-from provisioning.cli.main import app
 from provisioning.releases.image import measure_image
+from tests.simulators.maker import COMMIT, Hands
 from tests.simulators.release_repository import new_image, served_files
 from tests.simulators.stick import find_tool
 
-COMMIT = "0123456789" * 4
 OLD, NEW = new_image(1), new_image(2)
-
-
-@dataclass(slots=True)
-class Hands:
-    """The maker's hands at a terminal."""
-
-    home: Path
-
-    @property
-    def directory(self) -> Path:
-        return self.home / "maker"
-
-    def do(self, *arguments: str | Path, answer: str = "") -> str:
-        """A command in the maker's directory."""
-        line = ["release", *map(str, arguments), "--directory", str(self.directory)]
-        result = CliRunner().invoke(app, line, input=answer)
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result.output
-
-    def key(self, name: str) -> str:
-        return f"file:{self.directory / 'keys' / f'{name}.pem'}"
-
-    def image(self, data: bytes) -> Path:
-        path = self.home / f"{len(data)}-{data[:4].hex()}-{hash(data)}.raw"
-        path.write_bytes(data)
-        return path
-
-    def release(self, version: str, data: bytes, *options: str) -> None:
-        """All the way into the repository."""
-        self.do("build", version, self.image(data), "--commit", COMMIT, *options)
-        record = self.directory / "drafts" / version / "release.json"
-        self.do("sign", record, "--yes")
-        self.do("publish", version)
 
 
 @pytest.fixture
