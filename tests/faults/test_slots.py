@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +30,13 @@ AGENT_FILES = {"identity/key": b"key", "catalog.toml": b"[data]", "journal": b"r
 @pytest.fixture(scope="module")
 def publisher() -> Publisher:
     return Publisher()
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """Hundreds of boxes are written, and no disk has to keep one."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        yield Path(directory)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tpm", "no tpm"])
@@ -108,11 +116,11 @@ def check_goes_on(box: SlotBox) -> None:
     assert (box.running(), box.installer.status()["phase"]) == ("2.0.0", "steady")
 
 
-def test_power_cuts(tmp_path: Path, origin: SlotBox, monkeypatch: pytest.MonkeyPatch) -> None:
-    moments = count_moments(copy_of(origin, tmp_path / "count"), monkeypatch)
+def test_power_cuts(memory: Path, origin: SlotBox, monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = count_moments(copy_of(origin, memory / "count"), monkeypatch)
     for seed in range(RUNS // 2):
         dice = random.Random(seed)
-        box = copy_of(origin, tmp_path / str(seed))
+        box = copy_of(origin, memory / str(seed))
         disk = LossyDisk(box.root)
         with disk.watched(monkeypatch):
             # Some boxes lose their power again as soon as they come up.
@@ -120,11 +128,11 @@ def test_power_cuts(tmp_path: Path, origin: SlotBox, monkeypatch: pytest.MonkeyP
                 cut(box, disk, monkeypatch, at, dice)
             check_whole(box)
             check_goes_on(box)
-        shutil.rmtree(tmp_path / str(seed))
+        shutil.rmtree(memory / str(seed))
 
 
-def test_a_trial_on_a_full_disk_is_counted_and_given_up(origin: SlotBox, tmp_path: Path) -> None:
-    box = copy_of(origin, tmp_path)
+def test_a_trial_on_a_full_disk_is_counted_and_given_up(origin: SlotBox, memory: Path) -> None:
+    box = copy_of(origin, memory)
     box.installer.install(box.incoming, Handover("install", "1.2.0"))
     spare = box.slots / "spare"
     with pytest.MonkeyPatch.context() as patch:
@@ -152,12 +160,12 @@ def cut(box: SlotBox, disk: LossyDisk, monkeypatch: pytest.MonkeyPatch, at: int 
 
 @pytest.mark.parametrize("strike", [PowerCutError, disk_full])
 def test_at_every_moment_of_an_update(
-    tmp_path: Path, origin: SlotBox, monkeypatch: pytest.MonkeyPatch, strike: Callable[[], BaseException]
+    memory: Path, origin: SlotBox, monkeypatch: pytest.MonkeyPatch, strike: Callable[[], BaseException]
 ) -> None:
-    for at in range(count_moments(copy_of(origin, tmp_path / "count"), monkeypatch, strike)):
-        box = copy_of(origin, tmp_path / str(at))
+    for at in range(count_moments(copy_of(origin, memory / "count"), monkeypatch, strike)):
+        box = copy_of(origin, memory / str(at))
         with LossyDisk(box.root).watched(monkeypatch):
             with striking(box, monkeypatch, at, strike), pytest.raises((PowerCutError, OSError)):
                 run_through(box)
             check_whole(box)
-        shutil.rmtree(tmp_path / str(at))
+        shutil.rmtree(memory / str(at))
