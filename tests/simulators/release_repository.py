@@ -257,29 +257,31 @@ class _Server(ThreadingHTTPServer):
 @contextmanager
 def served_releases(releases: PlayedReleases) -> Iterator[ServedReleases]:
     """Serve the repository over plain HTTP: all that counts is signed."""
-    with _served(lambda path: releases.files.get(path)) as served:  # noqa: PLW0108 - tests put other files there
-        yield served
+    with served(lambda path: releases.files.get(path)) as one:  # noqa: PLW0108 - tests put other files there
+        yield one
 
 
 @contextmanager
 def served_files(directory: Path) -> Iterator[ServedReleases]:
     """Serve a repository in a directory."""
-    with _served(lambda path: (directory / path).read_bytes() if (directory / path).is_file() else None) as served:
-        yield served
+    with served(lambda path: (directory / path).read_bytes() if (directory / path).is_file() else None) as one:
+        yield one
 
 
 @contextmanager
-def _served(found: Callable[[str], bytes | None]) -> Iterator[ServedReleases]:
+def served(found: Callable[[str], bytes | None]) -> Iterator[ServedReleases]:
+    """Serve what `found` finds at each path below the URL; at each whole URL, where this is asked as a proxy."""
+
     class Handler(_Handler):
         """With a server of its own."""
 
     with _Server(("127.0.0.1", 0), Handler) as server:
-        served = Handler.served = ServedReleases(server.server_address[1], found)
+        seen = Handler.served = ServedReleases(server.server_address[1], found)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
-            yield served
+            yield seen
         finally:
-            served.go_on.set()
+            seen.go_on.set()
             server.shutdown()
             thread.join()

@@ -18,7 +18,13 @@ from agent.trust.channels import UPDATE_LABEL
 from agent.update.handover import Handover, parse_handover
 from agent.update.stick import read_stick
 from tests.simulators.clock import SetClock
-from tests.simulators.release_repository import PlayedReleases, release_of, served_releases, signed_record
+from tests.simulators.release_repository import (
+    PlayedReleases,
+    release_of,
+    served,
+    served_releases,
+    signed_record,
+)
 from tests.simulators.stick import make_stick
 from tests.simulators.update_scene import NEW, NEW_IMAGE, OLD, OLD_IMAGE, WINDOW
 
@@ -156,6 +162,16 @@ def test_a_box_without_a_repository_takes_sticks(technician: Technician) -> None
     with stick.open("rb") as stream:
         assert str(read_stick(stream.fileno(), load_config(config)).version) == NEW
     assert technician.handed_over == Handover("install", NEW, WINDOW)
+
+
+def test_the_way_out_is_the_hospital_s_proxy(technician: Technician) -> None:
+    config, far = technician.home / "agent.toml", "http://releases.invalid/releases/"
+    files = technician.maker.files
+    with served(lambda path: files.get(path.removeprefix(far))) as proxy:
+        lines = [f'url = "{far}"' if "url" in line else line for line in config.read_text().splitlines()]
+        config.write_text("\n".join((*lines, "[network]", f'proxy = "http://127.0.0.1:{proxy.port}"')))
+        assert f"Release {NEW} was handed over." in technician.says("run")
+        assert all(path.startswith(far) for path, _ in proxy.asked)
 
 
 def test_a_package_without_its_keys_is_said_to_be_damaged(technician: Technician) -> None:
