@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from agent.enrolment.client import Confirm, Enrolment, Surroundings
 from agent.enrolment.conversation import Box
 from agent.enrolment.drop import take_reading
 from agent.enrolment.line import EnrolmentStoppedError, Patience, Wait
-from agent.enrolment.phone import PresetRegistrar
+from agent.enrolment.phone import Code, PresetRegistrar, token_by_phone
 from agent.enrolment.progress import Progress, Tell
 from agent.enrolment.record import EnrolmentFolder, EnrolmentRecord, check_may_enrol
 from agent.identity.key import HardwareKey
@@ -34,7 +35,13 @@ from agent.trust.token import parse_token
 
 MAX_PRESET_BYTES: Final = 1 << 14
 STOP_LIMIT_S: Final = 2.0
+PHONE_PAUSE_S: Final = 30.0
+"""Between two codes: whoever typed one wrongly, or a network that is down, is given a moment."""
 HOW_TO_ENROL: Final = "Put the consortium's stick in, or run `seh-agent enrol` with its code."
+BY_PHONE: Final = (
+    "Put the consortium's stick in. Or open the page with a telephone that holds a passkey of this hospital, and type "
+    "the code: there is one attempt, and five minutes."
+)
 ENROL_HERE: Final = (
     "Run `seh-agent enrol` at the box, with the consortium's stick or code: this box's key needs a person."
 )
@@ -137,12 +144,14 @@ class Bearings:
         sentence: What happens, or why nothing does.
         next_step: What to do.
         code: Of what is in the way.
+        phone: What a telephone may approve meanwhile.
     """
 
     link: str = "waiting for enrolment"
     sentence: str = "This box is not enrolled."
     next_step: str = HOW_TO_ENROL
     code: str = "enrolment.not_enrolled"
+    phone: Code | None = None
 
 
 class Enroller:
@@ -165,12 +174,14 @@ class Enroller:
         on_change: Callable[[Bearings], None],
     ) -> None:
         self._config = config
+        self._clock = clock
         self._on_change = on_change
         self._stop = threading.Event()
+        self._box = Box(key, link_key(key, vault).public_key())
         self._enrolment = make_enrolment(
             config,
             key,
-            link_key(key, vault).public_key(),
+            self._box.link,
             clock,
             wait=self._wait,
             tell=self._tell,
@@ -178,6 +189,7 @@ class Enroller:
         self._thread: threading.Thread | None = None
         self._token = ""
         self._next = ""
+        self._phone_again_s = 0.0
 
     def look(self) -> None:
         """See whether a stick was put in; a token under way makes room for another one."""
@@ -194,10 +206,42 @@ class Enroller:
         if self._next and not self._is_busy:
             self._token, self._next = self._next, ""
             self._begin(lambda: self._enrolment.start(self._token))
+        elif not self._is_busy and self._clock.monotonic_s() >= self._phone_again_s:
+            self._pair()
 
     def resume(self) -> None:
         """Go on with what a power cut broke off."""
         self._begin(self._enrolment.resume)
+
+    def _pair(self) -> None:
+        """Show a code for a telephone, where the image names the registrar that it asks."""
+        self._phone_again_s = self._clock.monotonic_s() + PHONE_PAUSE_S
+        try:
+            registrar = preset_registrar(self._config)
+        except OperatorError as error:
+            log.debug("no_phone", reason=error.code)
+            return
+        self._token = ""
+        self._begin(lambda: self._by_phone(registrar))
+
+    def _by_phone(self, registrar: PresetRegistrar) -> EnrolmentRecord | None:
+        try:
+            text = token_by_phone(
+                self._box,
+                registrar,
+                self._clock,
+                show=lambda code: self._on_change(Bearings(next_step=BY_PHONE, phone=code)),
+                wait=self._wait,
+                random_bytes=secrets.token_bytes,
+            )
+        except OperatorError as error:
+            if error.code != "enrolment.nobody_approved":
+                raise
+            self._phone_again_s = 0.0
+            return None
+        finally:
+            self._on_change(Bearings())
+        return self._enrolment.start(text)
 
     @property
     def _is_busy(self) -> bool:

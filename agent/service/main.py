@@ -9,7 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -37,6 +37,9 @@ from agent.service.state import AgentStatus, StatusBoard, load_status, locked_st
 from agent.service.trust import REFRESH_S
 from agent.service.watchdog import ServiceManager
 from agent.service.wiring import Agent, session_keeper, wire_agent, worker_opener
+from agent.statements.roots import public_key_bytes
+from agent.trust.fingerprint import box_words
+from agent.trust.peers import node_name
 
 LEAVE_LIMIT_S = 3.5
 """How long the loop may take to say goodbye; whatever it still waits for then is left behind."""
@@ -227,9 +230,16 @@ class _Life:
         self.signals.wait(TRUST_RETRY_S)
 
     def _wait_for_enrolment(self, secrets: BoxSecrets) -> None:
+        box = node_name(secrets.key.key_id)
+        link = public_key_bytes(link_key(secrets.key, secrets.vault).public_key())
+        fingerprint = box_words(*secrets.key.evidence_names(), link)
+
         def publish(bearings: Bearings) -> None:
             words = (bearings.code, bearings.sentence, bearings.next_step)
-            self._publish(AgentStatus(bearings.link, None, "", *words))
+            status = AgentStatus(bearings.link, None, "", *words, box=box, box_words=fingerprint)
+            if bearings.phone is not None:
+                status = replace(status, phone_address=bearings.phone.address, phone_code=bearings.phone.grouped)
+            self._publish(status)
 
         publish(Bearings())
         self._ready(secrets.key)
@@ -255,7 +265,7 @@ class _Life:
 
     def _serve(self, secrets: BoxSecrets, affiliation: Affiliation, home: _Home | None = None) -> None:
         keeper = session_keeper(self.config, affiliation, secrets.key, self.clock, renewal=self.renewal)
-        board = StatusBoard(self._publish, site=affiliation.site)
+        board = StatusBoard(self._publish, site=affiliation.site, box=node_name(secrets.key.key_id))
         stop = threading.Event()
         agent = wire_agent(
             self.config,

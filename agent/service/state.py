@@ -41,6 +41,10 @@ class AgentStatus:
         notice: What else a person should know, one sentence a line.
         heard_s: When the registrar last took a heartbeat of this run of the agent, in seconds since 1970.
         version: The agent's release.
+        box: The box's name; empty before its key was found.
+        box_words: The words that its hospital compares while the box is not enrolled; empty afterwards.
+        phone_address: Page where a telephone may approve the box; empty where none may.
+        phone_code: What is typed there; it counts five minutes, and once.
     """
 
     link: str
@@ -57,6 +61,10 @@ class AgentStatus:
     notice: str = ""
     heard_s: int | None = None
     version: str = field(default_factory=software_version)
+    box: str = ""
+    box_words: str = ""
+    phone_address: str = ""
+    phone_code: str = ""
 
     @property
     def needs_person(self) -> bool:
@@ -95,11 +103,13 @@ class StatusBoard:
     Args:
         publish: Told of every change.
         site: The hospital that the box works for.
+        box: The box's name.
     """
 
-    def __init__(self, publish: Callable[[AgentStatus], None], *, site: str = "") -> None:
+    def __init__(self, publish: Callable[[AgentStatus], None], *, site: str = "", box: str = "") -> None:
         self._publish = publish
         self._site = site
+        self._box = box
         self._notices: dict[str, str] = {}
         self._lock = threading.Lock()
         self._node = NodeStatus(Link.JOINING)
@@ -110,7 +120,7 @@ class StatusBoard:
         """How the agent does."""
         notice = "\n".join(text for text in self._notices.values() if text)
         flat = status_of(self._node, self._session)
-        return replace(flat, site=self._site, notice=notice, heard_s=self._heard_s)
+        return replace(flat, site=self._site, box=self._box, notice=notice, heard_s=self._heard_s)
 
     def note_node(self, node: NodeStatus) -> None:
         """The loop's news."""

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[3]
 PACKAGING = ROOT / "packaging"
 UNITS = PACKAGING / "systemd"
 AGENT, WORKER, RESOLV = "seh-agent.service", "seh-worker@0.service", "seh-resolv.service"
-MOST_EXPOSED = {AGENT: 10, WORKER: 5, RESOLV: 10}
+SCREEN = "seh-screen.service"
+MOST_EXPOSED = {AGENT: 10, WORKER: 5, RESOLV: 10, SCREEN: 6}
 """Tenths; systemd's scale ends at 100."""
 
 
@@ -58,13 +59,13 @@ def test_no_more_exposed_than_said(unit: str, installed: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("unit", [AGENT, WORKER, "seh-worker.socket", RESOLV, "seh-resolv.path"])
+@pytest.mark.parametrize("unit", [AGENT, WORKER, "seh-worker.socket", RESOLV, "seh-resolv.path", SCREEN])
 def test_systemd_finds_no_fault(unit: str, installed: Path) -> None:
     done = analyze("verify", f"--root={installed}", "--man=no", unit)
     assert (done.returncode, [line for line in done.stderr.splitlines() if "seh-" in line]) == (0, [])
 
 
-@pytest.mark.parametrize("unit", [AGENT, WORKER])
+@pytest.mark.parametrize("unit", [AGENT, WORKER, SCREEN])
 def test_runs_from_the_verified_image_of_the_current_slot(unit: str) -> None:
     slot = "/var/lib/secur-e-health-slots/current/app"
     assert settings(unit, "RootImage") == [f"{slot}.raw"]
@@ -163,3 +164,15 @@ def test_the_unit_s_worker_socket_can_stand_in_a_configuration() -> None:
     worker = "{door}"
     """
     assert parse_config(config.encode(), directory=Path("/")).training.worker == Path(door)
+
+
+def test_the_screen_takes_the_console_s_place_hears_nobody_and_sees_no_secret() -> None:
+    assert settings(SCREEN, "TTYPath") == ["/dev/tty1"]
+    assert settings(SCREEN, "StandardInput") == ["null"]
+    assert settings(SCREEN, "Conflicts") == ["getty@tty1.service"]
+    state = "/var/lib/secur-e-health"
+    hidden = {f"{state}/{name}" for name in ("vault", "enrolment", "rounds", "control.sock")}
+    assert hidden <= words(SCREEN, "InaccessiblePaths")
+    assert state in words(SCREEN, "BindReadOnlyPaths")
+    assert settings(SCREEN, "RestrictAddressFamilies") == ["none"]
+    assert "[Install]" not in (UNITS / SCREEN).read_text()  # only the appliance's first console is its own
