@@ -3,6 +3,7 @@
 # was made of, for the bill of materials. `seh-provision release build` makes its record.
 # Usage: build.sh [--extras worker,tpm,...] OUT VERSION
 #   --extras  the extras of pyproject.toml to install; without `worker` the payload is small and trains nothing.
+# PAYLOAD_COMPRESSION: of the squashfs, 1 to 22; 15 unless it is set. Less is sooner made, for tests.
 set -eu
 export LC_ALL=C
 # Nothing in it depends on when it was made.
@@ -29,6 +30,9 @@ python=$root/.venv/bin/python
 key=$( (echo "$extras"; cat "$here"/debian* "$here/left-out.txt" "$here/python.sh" "$here/compile.sh" "$root/constraints.txt" &&
     sed -n '/^dependencies/,/^]/p; /^\[project.optional/,/^\[project.scripts/p' "$root/pyproject.toml") | sha256sum | cut -c1-16)
 base=$root/build/cache/payload/$key
+mkdir -p "$root/build/cache/payload"
+exec 9>"$root/build/cache/payload/lock"
+flock 9
 if [ ! -d "$base" ]; then
     rm -rf "$base.new"
     mkdir -p "$base.new"
@@ -40,6 +44,7 @@ if [ ! -d "$base" ]; then
         "$base.new/tree/usr/local/lib/python3.11/dist-packages"
     mv "$base.new" "$base"
 fi
+exec 9>&-
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -74,7 +79,12 @@ done
 
 rm -f "$out/app.raw"
 mksquashfs "$tree" "$out/app.raw" -noappend -quiet -no-progress -no-xattrs -all-root -comp zstd \
+    -Xcompression-level "${PAYLOAD_COMPRESSION:-15}" \
     -reproducible -all-time 0 -mkfs-time 0 -root-mode 755 >/dev/null
 
 mkdir -p "$out/parts"
-cp "$base/debian.txt" "$base/python.json" "$out/parts"
+cp "$base/python.json" "$out/parts"
+while read -r name debian_version architecture digest; do
+    licences=$(sed -n 's/^License: *//p' "$tree/usr/share/doc/$name/copyright" | sort -u | paste -sd'|')
+    printf '%s\t%s\t%s\t%s\t%s\n' "$name" "$debian_version" "$architecture" "$digest" "$licences"
+done <"$base/debian.txt" >"$out/parts/debian.tsv"

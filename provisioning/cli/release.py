@@ -27,7 +27,10 @@ from provisioning.cli.files import read_file
 from provisioning.cli.secrets import PassphraseFile, ask, interactive
 from provisioning.releases.founding import KEYS_FILE, ROOT_FILE, ReleaseFounding, ReleasePlan
 from provisioning.releases.maker import Maker, opened_maker, read_only_maker
+from provisioning.releases.parts import load_parts
+from provisioning.releases.provenance import PROVENANCE_FILE
 from provisioning.releases.record import parse_record
+from provisioning.releases.sbom import SBOM_FILE
 from provisioning.releases.stick import write_release
 
 app = typer.Typer(name="release", help="Releases of the software, and who gets them.", no_args_is_help=True)
@@ -150,6 +153,24 @@ def sign(
     keys, threshold = maker.release_keys()
     missing = threshold - len(signed.signers(keys))
     typer.echo("Signed. " + ("It is complete." if missing <= 0 else f"{missing} more must sign."))
+
+
+@app.command()
+def attest(
+    version: VersionArgument,
+    parts: Annotated[Path, typer.Argument(help="The folder `parts` beside the app.raw that was built.")],
+    *,
+    directory: DirectoryOption,
+    key: KeysOption = None,
+    passphrase_file: PassphraseFile = None,
+) -> None:
+    """Say what a release's image was made of, and sign where it comes from; both are published with it."""
+    uris = _uris(key)
+    maker = _signing_maker(directory, uris, passphrase_file)
+    found = load_parts(parts)
+    draft = maker.draft(Version.parse(version))
+    maker.attest(draft, found, uris)
+    typer.echo(f"{SBOM_FILE} lists {len(found)} packages; it and {PROVENANCE_FILE} lie in {draft.path}.")
 
 
 @app.command()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from securesystemslib.signer import Key
+from securesystemslib.signer import Key, Signer
 from tuf.api.metadata import Metadata, TargetFile, Targets
 
 from agent.core.clock import Clock
@@ -40,7 +40,10 @@ from provisioning.authority.signers import Secrets
 from provisioning.releases.delta import make_delta
 from provisioning.releases.founding import ONLINE, load_plan
 from provisioning.releases.image import measure_image
+from provisioning.releases.parts import Part
+from provisioning.releases.provenance import PROVENANCE_FILE, provenance, sign_provenance
 from provisioning.releases.record import ReleaseRecord, parse_record
+from provisioning.releases.sbom import SBOM_FILE, bill_of_materials
 
 _PARTIAL: Final = ".partial"
 
@@ -68,7 +71,8 @@ class Draft:
     @property
     def files(self) -> tuple[Path, ...]:
         """All that is published of it."""
-        return (self.record_file, self.image, *sorted(self.path.glob("from-*.zst")))
+        statements = [path for name in (SBOM_FILE, PROVENANCE_FILE) if (path := self.path / name).exists()]
+        return (self.record_file, self.image, *sorted(self.path.glob("from-*.zst")), *statements)
 
     def load(self) -> ReleaseRecord:
         """Its record.
@@ -217,20 +221,25 @@ class Maker:
         Raises:
             OperatorError: None of the keys may sign it, or all of them have.
         """
-        keys, threshold = self.release_keys()
-        done = record.signers(keys)
-        if uris:
-            signers = [signer for uri in uris if (signer := self.keyring.open(uri)).public_key.keyid in keys]
-        else:
-            signers = self.keyring.signers(keyid for keyid in keys if keyid not in done)[: threshold - len(done)]
-        new = [signer for signer in signers if signer.public_key.keyid not in done]
-        if not new:
-            raise OperatorError(
-                "release.no_key_of_it",
-                "None of the keys here may sign releases, or they have signed this one already.",
-                next_step="Name the key of another signer with --key.",
-            )
-        return record.signed_by(new)
+        return record.signed_by(self._signers(uris, record.signers(self.release_keys()[0])))
+
+    def attest(self, draft: Draft, parts: Sequence[Part], uris: Sequence[str]) -> None:
+        """Put bill of materials and signed provenance beside a record, in place of what was there.
+
+        Args:
+            draft: A release that is built.
+            parts: What its image was made of.
+            uris: Keys to sign the provenance with; empty for as many of the signers' keys that are here as it takes.
+
+        Raises:
+            OperatorError: It is not built, or none of the keys may sign releases.
+        """
+        release = draft.load().release
+        sbom = bill_of_materials(release, parts)
+        signed = sign_provenance(provenance(release, parts, sbom), self._signers(uris))
+        with storing():
+            store_atomically(draft.path / SBOM_FILE, sbom)
+            store_atomically(draft.path / PROVENANCE_FILE, signed)
 
     def publish(self, draft: Draft) -> PendingChange:
         """Put a signed release into the repository; no channel offers it yet.
@@ -305,6 +314,21 @@ class Maker:
             one.model_copy(update={"halted": True}) if one.release == version else one for one in before.releases
         )
         return self._store_channel(Channel(channel=name, releases=releases))
+
+    def _signers(self, uris: Sequence[str], done: frozenset[str] = frozenset()) -> list[Signer]:
+        keys, threshold = self.release_keys()
+        if uris:
+            signers = [signer for uri in uris if (signer := self.keyring.open(uri)).public_key.keyid in keys]
+        else:
+            signers = self.keyring.signers(keyid for keyid in keys if keyid not in done)[: threshold - len(done)]
+        new = [signer for signer in signers if signer.public_key.keyid not in done]
+        if not new:
+            raise OperatorError(
+                "release.no_key_of_it",
+                "None of the keys here may sign releases, or they have signed this one already.",
+                next_step="Name the key of another signer with --key.",
+            )
+        return new
 
     def _store_channel(self, channel: Channel) -> PendingChange:
         files = {channel_path(channel.channel): channel.encode()}
