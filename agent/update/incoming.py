@@ -49,9 +49,13 @@ class Incoming:
             image.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         return image.with_name(image.name + _PARTIAL)
 
-    def holds(self, release: Release) -> bool:
-        """Whether the release's image is here already, whole."""
-        return self._image(release).exists() and _digest(self._image(release)) == release.image_sha256
+    def holds(self, release: Release, record: bytes) -> bool:
+        """Whether a release is here already, whole."""
+        image = self._image(release)
+        try:
+            return image.with_name(RECORD_FILE).read_bytes() == record and _digest(image) == release.image_sha256
+        except OSError:
+            return False
 
     def finish(self, release: Release, record: bytes, image: Path) -> None:
         """Take a release's image in.

@@ -217,7 +217,7 @@ class Updater:
             record = self._repository.small_file(release_path(str(version), RECORD_NAME), MAX_RECORD_BYTES)
             release = verify_release(record, self._box.keys)
             check_release(release, self._box.running, version)
-            if not self._folder.incoming.holds(release):
+            if not self._folder.incoming.holds(release, record):
                 self._folder.incoming.finish(release, record, self._image(release))
                 self._downloads.clear()
             self._folder.incoming.hand_over(release, window)

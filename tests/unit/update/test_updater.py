@@ -61,6 +61,18 @@ def test_what_is_installed_is_cleared_away(scene: UpdateScene) -> None:
     assert [path.name for path in scene.folder.incoming.path.iterdir() if path.is_dir()] == []
 
 
+@pytest.mark.parametrize("lost", ["app.raw", "release.json"])
+def test_what_a_power_cut_left_half_is_brought_again(scene: UpdateScene, lost: str) -> None:
+    scene.run()
+    (scene.folder.incoming.path / NEW / lost).unlink()
+    (scene.folder.incoming.path / "ready").unlink()
+    (scene.folder.path / "updater.json").unlink()
+    assert scene.run() == Version.parse(NEW)
+    assert scene.image() == NEW_IMAGE
+    assert (scene.folder.incoming.path / NEW / "release.json").exists()
+    assert scene.handed_over() == Handover("install", NEW, WINDOW)
+
+
 def test_a_person_decides_where_the_box_is_not_to(scene: UpdateScene) -> None:
     assert scene.run(automatic=False) is None
     assert scene.folder.load_state().offered == NEW
