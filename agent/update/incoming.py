@@ -49,20 +49,16 @@ class Incoming:
             image.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         return image.with_name(image.name + _PARTIAL)
 
-    def holds(self, release: Release, record: bytes) -> bool:
-        """Whether a release is here already, whole."""
+    def holds(self, release: Release) -> bool:
+        """Whether a release's image is here already, whole."""
         image = self._image(release)
-        try:
-            return image.with_name(RECORD_FILE).read_bytes() == record and _digest(image) == release.image_sha256
-        except OSError:
-            return False
+        return image.exists() and _digest(image) == release.image_sha256
 
-    def finish(self, release: Release, record: bytes, image: Path) -> None:
+    def finish(self, release: Release, image: Path) -> None:
         """Take a release's image in.
 
         Args:
             release: As verified.
-            record: Its record.
             image: Lies on this disk, and on it for good; moved away.
 
         Raises:
@@ -79,15 +75,22 @@ class Incoming:
             place.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             image.chmod(0o644)
             image.replace(place)
-            store_atomically(place.with_name(RECORD_FILE), record)
             sync_directory(place.parent)
 
-    def hand_over(self, release: Release, window: Window | None) -> None:
-        """Ask the slot tool to install a release that was taken in; older ones are removed.
+    def hand_over(self, release: Release, record: bytes, window: Window | None) -> None:
+        """Ask the slot tool to install a release whose image was taken in; older ones are removed.
+
+        Args:
+            release: As verified.
+            record: Its record.
+            window: When the box may change over; None for at once.
 
         Raises:
             HardwareError: The disk does not take it.
         """
+        place = self._image(release).with_name(RECORD_FILE)
+        with kept_on_disk(place):
+            store_atomically(place, record)
         self._ask(Handover("install", str(release.version), window))
         self._keep_only({str(release.version)})
 

@@ -52,9 +52,9 @@ def take_from_stick(device: Device, folder: UpdateFolder, box: Box, window: Wind
         record = read_root_file(device, RECORD_NAME, limit=MAX_RECORD_BYTES)
         release = verify_release(record, box.keys)
         check_release(release, box.running)
-        if not folder.incoming.holds(release, record):
-            folder.incoming.finish(release, record, _image(device, folder, box, release))
-        folder.incoming.hand_over(release, window)
+        if not folder.incoming.holds(release):
+            folder.incoming.finish(release, _image(device, folder, box, release))
+        folder.incoming.hand_over(release, record, window)
         folder.note(handed=str(release.version))
     return release
 

@@ -217,10 +217,10 @@ class Updater:
             record = self._repository.small_file(release_path(str(version), RECORD_NAME), MAX_RECORD_BYTES)
             release = verify_release(record, self._box.keys)
             check_release(release, self._box.running, version)
-            if not self._folder.incoming.holds(release, record):
-                self._folder.incoming.finish(release, record, self._image(release))
+            if not self._folder.incoming.holds(release):
+                self._folder.incoming.finish(release, self._image(release))
                 self._downloads.clear()
-            self._folder.incoming.hand_over(release, window)
+            self._folder.incoming.hand_over(release, record, window)
             self._folder.note(handed=str(version))
         log.info("update_handed_over", version=str(version))
         return release
