@@ -22,7 +22,7 @@ EXIT_STATUS: Mapping[Fault, int] = MappingProxyType(
 """Exit status of a command by fault; 2 is also what a wrong command line gives."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells give it."""
-_WHOSE: Mapping[Fault, str] = MappingProxyType(
+WHOSE: Mapping[Fault, str] = MappingProxyType(
     {
         Fault.OPERATOR: "to correct here",
         Fault.PEER: "the other side's fault",
@@ -31,6 +31,7 @@ _WHOSE: Mapping[Fault, str] = MappingProxyType(
         Fault.SOFTWARE: "a fault of this software",
     }
 )
+"""How people are told whose fault something is."""
 _WIDTH = 100
 
 
@@ -69,7 +70,7 @@ def render_error(error: SecureHealthError, *, colour: bool = False) -> str:
     """
     sentence = textwrap.fill(error.sentence, _WIDTH, initial_indent="Error: ", subsequent_indent="       ")
     step = textwrap.fill(error.next_step, _WIDTH, initial_indent="  Now: ", subsequent_indent="       ")
-    source = f"       {error.code} ({_WHOSE[error.fault]}), {error.anchor}"
+    source = f"       {error.code} ({WHOSE[error.fault]}), {error.anchor}"
     if colour:
         sentence, source = click.style(sentence, fg="red", bold=True), click.style(source, dim=True)
     return "\n".join((sentence, step, source))

@@ -37,7 +37,7 @@ def load_vault(config: AgentConfig) -> Vault:
     path = config.node.state_directory / "vault"
     if config.vault is None or config.key.tpm_uri is None:
         return open_plain_vault(path)
-    device = _device(config.key.tpm_uri)
+    device = open_tpm(config.key.tpm_uri)
     from agent.identity.sealed import init_vault, open_vault  # noqa: PLC0415 - needs the TPM's library
     from agent.identity.tpm_counter import COUNTER_HANDLE  # noqa: PLC0415 - the same
 
@@ -54,13 +54,18 @@ def session_keys(config: AgentConfig) -> SessionKeySource | None:
     """
     if config.key.sessions_in is None:
         return None
-    device = _device(config.key.sessions_in)
+    device = open_tpm(config.key.sessions_in)
     from agent.identity.tpm import new_session_key  # noqa: PLC0415 - needs the TPM's library
 
     return lambda: new_session_key(device)
 
 
-def _device(uri: str) -> TPMDevice:
+def open_tpm(uri: str) -> TPMDevice:
+    """The TPM that a `tpm:` URI names.
+
+    Raises:
+        OperatorError: Its library is not installed.
+    """
     try:
         from agent.identity.tpm import open_device  # noqa: PLC0415 - boxes without a TPM need not have its library
     except ImportError as error:

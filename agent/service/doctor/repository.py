@@ -1,0 +1,30 @@
+"""The consortium's repository: whether what this box believes is signed, fresh, and still names the box."""
+
+from __future__ import annotations
+
+from agent.core.errors import OperatorError
+from agent.identity.session import utc
+from agent.service.affiliation import standing
+from agent.service.doctor.box import Box
+from agent.service.doctor.finding import Finding
+
+
+def check(box: Box) -> Finding:
+    """Fetch and verify what is new, into a copy.
+
+    Raises:
+        SecureHealthError: It cannot be had, does not verify, or has expired.
+    """
+    if box.record is None or box.repository is None:
+        return Finding.not_applicable("The box is not enrolled, so no repository speaks to it.")
+    snapshot = box.repository.refresh()
+    said = standing(snapshot, box.record)
+    if said:
+        return Finding.warning(
+            OperatorError(
+                "doctor.standing",
+                said.replace("\n", " "),
+                next_step="Ask the hospital's operator, where this is not meant to be so.",
+            )
+        )
+    return Finding.ok(f"{box.record.name} names this box; what it signed counts until {utc(snapshot.expires_s)}.")
