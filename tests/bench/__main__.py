@@ -25,6 +25,7 @@ SECTIONS = {
     "rounds": "tests.bench.rounds",
     "secagg": "tests.bench.secagg",
     "secure_rounds": "tests.bench.secure_rounds",
+    "updates": "tests.bench.updates",
 }
 """Each section's module; its `rows()` measures and yields `Row`s. A module is imported only where its section runs."""
 
