@@ -34,9 +34,6 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for program in re.findall(r"^Exec\w+=[-+!]*/(\S+)", unit.read_text(encoding="utf-8"), re.MULTILINE):
             (root / program).parent.mkdir(parents=True, exist_ok=True)
             (root / program).touch(mode=0o755)
-    for name in ("seh-activate.service", "seh-rollback.service"):
-        if not (place / name).exists():
-            (place / name).write_text("[Service]\nType=oneshot\nExecStart=/usr/bin/python3\n", encoding="utf-8")
     return root
 
 
