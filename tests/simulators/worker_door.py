@@ -1,4 +1,7 @@
-"""What systemd does for seh-worker.socket (Accept=yes): a process for each connection, as packaging/systemd says."""
+"""What systemd does for seh-worker.socket (Accept=yes): a process for each connection, as packaging/systemd says.
+
+It stands behind the unit's own fences, so that a call that the unit forbids and a worker needs is found here.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 ROOT = Path(__file__).parents[2]
+FENCED = ROOT / "tests/simulators/fenced.py"
 UNIT = ROOT / "packaging/systemd/seh-worker@.service"
 
 
@@ -57,7 +61,7 @@ def _start(descriptor: int) -> subprocess.Popen[bytes]:
     (command,) = re.findall(r"^ExecStart=/usr/bin/python3 (.*) 3$", unit, re.MULTILINE)
     environment = dict(line.split("=", 1) for line in re.findall(r"^Environment=(.*)$", unit, re.MULTILINE))
     return subprocess.Popen(
-        [sys.executable, *command.split(), str(descriptor)],
+        [sys.executable, "-P", str(FENCED), str(UNIT), sys.executable, *command.split(), str(descriptor)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         cwd="/",

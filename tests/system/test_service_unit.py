@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from agent.service.health import HEALTH_NAME
-from tests.simulators.worker_door import WorkerDoor
+from tests.simulators.worker_door import FENCED, ROOT, WorkerDoor
 
 pytestmark = pytest.mark.slow
 CONFIG = """
@@ -35,6 +35,7 @@ drop = "token"
 device = "cpu"
 worker = "worker.sock"
 """
+UNIT = ROOT / "packaging/systemd/seh-agent.service"
 WATCHDOG_S = 3.0
 TEST_LIMIT_S = 60.0
 
@@ -59,7 +60,8 @@ def agent(tmp_path: Path, manager: socket.socket) -> Iterator[subprocess.Popen[b
         "RUNTIME_DIRECTORY": str(tmp_path / "run"),
         "WATCHDOG_USEC": str(int(WATCHDOG_S * 1e6)),
     }
-    command = [sys.executable, "-P", "-s", "-m", "agent.cli", "run", "--config", str(tmp_path / "agent.toml")]
+    fenced = [sys.executable, "-P", str(FENCED), str(UNIT)]
+    command = [*fenced, sys.executable, "-P", "-s", "-m", "agent.cli", "run", "--config", str(tmp_path / "agent.toml")]
     with WorkerDoor(tmp_path / "worker.sock"), subprocess.Popen(command, env=environment) as process:
         yield process
         process.kill()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
+import textwrap
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from agent.core.config import parse_config
 from agent.training.link import _environment
 from tests.simulators.stick import find_tool
+from tests.simulators.worker_door import FENCED
 
 ROOT = Path(__file__).parents[3]
 PACKAGING = ROOT / "packaging"
@@ -131,6 +134,34 @@ def test_systemd_makes_the_users_and_directories(tmp_path: Path) -> None:
     members = (tmp_path / "etc/group").read_text(encoding="utf-8")
     assert re.search(r"^tss:.*:secur-e-health$", members, re.MULTILINE)
     assert (tmp_path / "srv/secur-e-health").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("unit", "attempt", "outcome"),
+    [
+        (WORKER, "socket.socket(socket.AF_INET)", "EAFNOSUPPORT"),
+        (WORKER, "socket.socket(socket.AF_UNIX)", "EAFNOSUPPORT"),
+        (WORKER, "os.chown('/dev/null', 0, 0)", "EPERM"),
+        (AGENT, "socket.socket(socket.AF_INET)", "done"),
+        (AGENT, "socket.socket(socket.AF_PACKET)", "EAFNOSUPPORT"),
+        (AGENT, "os.nice(-1)", "EPERM"),
+        (AGENT, "mmap.mmap(-1, 4096, prot=7)", "EACCES"),
+        (WORKER, "mmap.mmap(-1, 4096, prot=7)", "done"),
+    ],
+)
+def test_the_kernel_refuses_what_the_unit_forbids(unit: str, attempt: str, outcome: str) -> None:
+    code = f"""
+    import errno, mmap, os, socket
+    try:
+        {attempt}
+        print("done")
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+    """
+    path = str(UNITS / unit.replace("@0.", "@."))
+    command = [sys.executable, "-P", str(FENCED), path, sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == outcome
 
 
 @pytest.mark.parametrize("address", ["10.1.2.3", "93.184.216.34", "192.168.1.1", "127.0.0.1", "2001:db8::1", "fe80::1"])
