@@ -7,7 +7,7 @@ PYTEST := $(PY) -m pytest -n 3 --dist loadfile
 export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 
-.PHONY: demo test system check bench docs setup lint clean
+.PHONY: demo test system package check bench docs setup lint clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -20,6 +20,11 @@ test: setup lint
 system: setup
 	$(PY) -m tests.guest
 	$(PY) -m pytest tests/guest
+
+# The Debian package of VERSION with its payload, into build/package; MAKER names who signs, else keys for tests do.
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+package: setup
+	packaging/package.sh build/package $(VERSION) $(MAKER)
 
 # The quick part: lint, types, floors, unit tests and attacks, within two minutes.
 check: setup lint

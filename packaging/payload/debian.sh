@@ -37,7 +37,7 @@ for deb in "$debs"/*.deb; do
 done
 
 # Licences stay; whatever is for reading, building or installing goes.
-find "$tree/usr/share/doc" \( -type f -o -type l \) ! -name copyright -delete
+find "$tree/usr/share/doc" -mindepth 2 \( -type f -o -type l \) ! -name copyright -delete
 find "$tree/usr/share/doc" -type d -empty -delete
 for unused in boot home media mnt opt root usr/games usr/include usr/src usr/share/applications usr/share/bash-completion \
     usr/share/bug usr/share/info usr/share/lintian usr/share/locale usr/share/man usr/share/pixmaps usr/share/python3 \
