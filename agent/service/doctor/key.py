@@ -45,7 +45,11 @@ def check_session(box: Box) -> Finding:
         return Finding.not_applicable("No session is kept: the agent does not run, or the box is not enrolled.")
     if status.session == SessionState.VALID:
         return Finding.ok("The box's key vouches for the running agent.")
-    due = OperatorError("doctor.session_due", status.session_sentence, next_step=status.session_next_step)
+    due = OperatorError(
+        "doctor.session_due",
+        f"The box's key has to vouch for the agent anew: {status.session_sentence}",
+        next_step="Plug the key in, and run `seh-agent key renew` at the box.",
+    )
     if status.session == SessionState.DUE:
         return Finding.warning(due)
     raise due

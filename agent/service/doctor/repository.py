@@ -23,7 +23,7 @@ def check(box: Box) -> Finding:
         return Finding.warning(
             OperatorError(
                 "doctor.standing",
-                said.replace("\n", " "),
+                f"The consortium's records are not as this box needs them: {said.replace(chr(10), ' ')}",
                 next_step="Ask the hospital's operator, where this is not meant to be so.",
             )
         )

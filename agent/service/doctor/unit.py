@@ -32,7 +32,13 @@ def check(box: Box) -> Finding:
             next_step="`systemctl restart seh-agent`; if it stays so, report it with `journalctl -u seh-agent`.",
         )
     if box.status.trouble:
-        return Finding.warning(OperatorError("doctor.agent_waits", box.status.sentence, next_step=box.status.next_step))
+        return Finding.warning(
+            OperatorError(
+                "doctor.agent_waits",
+                f"The agent runs, and waits: {box.status.sentence} [{box.status.trouble}]",
+                next_step=box.status.next_step or "Wait: it tries again by itself.",
+            )
+        )
     return Finding.ok(f"The agent runs ({box.status.line}){_release(report)}.")
 
 
