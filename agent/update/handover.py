@@ -55,13 +55,20 @@ def parse_handover(data: bytes) -> Handover:
     """
     if len(data) > MAX_HANDOVER_BYTES:
         raise ValueError("it is larger than a request may be")
-    match json.loads(data):
+    match _parse(data):
         case {"action": ("install" | "rollback") as action, "version": str(version), "window": None | str() as window}:
             if re.fullmatch(VERSION_PATTERN, version) is None:
                 raise ValueError("it names no version")
             return Handover(action, version, None if window is None else parse_window(window))
         case _:
             raise ValueError("it is no request")
+
+
+def _parse(data: bytes) -> object:
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("it is no request") from error
 
 
 def leave_handover(incoming: Path, handover: Handover) -> None:

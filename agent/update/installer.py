@@ -224,7 +224,11 @@ class Installer:
         if state.phase is Phase.TRIAL:
             state = self._give_up(state)
         else:
-            state = self._save(state.after(Event.ROLLBACK, failed=str(self._release(state.good).version)))
+            left = self._release(state.good).version
+            if older.version >= left:
+                # Whoever may ask could have a release run untried, also one that failed its trial.
+                raise _wrong_release(f"the other slot holds {older.version}, which is not older than the one that runs")
+            state = self._save(state.after(Event.ROLLBACK, failed=str(left)))
         self._machine.services.restart_agent()
         return state.phase
 

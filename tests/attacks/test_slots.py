@@ -366,6 +366,28 @@ def test_the_updater_cannot_roll_back_to_what_it_does_not_name(box: SlotBox) -> 
     assert box.running() == "1.4.0"
 
 
+def test_the_updater_cannot_roll_back_to_a_release_that_failed_its_trial(box: SlotBox) -> None:
+    box.install("1.5.0", epoch=3)
+    box.activate()
+    box.installer.fail()
+    box.services.restarts = 0
+    with pytest.raises(OperatorError) as caught:
+        box.installer.install(box.incoming, Handover("rollback", "1.5.0"))
+    assert (caught.value.code, box.services.restarts) == ("update.wrong_release", 0)
+    box.activate()
+    assert box.running() == "1.4.0"
+
+
+def test_the_updater_cannot_roll_forward_past_the_trial(box: SlotBox) -> None:
+    box.install("1.5.0", epoch=3)
+    box.commit("1.5.0")
+    box.installer.install(box.incoming, Handover("rollback", "1.4.0"))
+    with pytest.raises(OperatorError, match="not older"):
+        box.installer.install(box.incoming, Handover("rollback", "1.5.0"))
+    box.install("1.5.0", epoch=3)
+    assert box.installer.status()["phase"] == Phase.TRIAL
+
+
 def test_both_slots_verify_against_their_records(box: SlotBox) -> None:
     box.install("1.5.0", epoch=3)
     found = {str(verify_release(record.encode(), box.publisher.keys).version) for record in records(box)}

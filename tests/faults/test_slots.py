@@ -64,15 +64,16 @@ def copy_of(origin: SlotBox, tmp_path: Path) -> SlotBox:
 
 
 def run_through(box: SlotBox) -> None:
-    """An update that is committed, one with a new epoch that is, one that fails, and a person's way back: all steps."""
-    for version in ("1.2.0", "1.3.0"):
-        box.installer.install(box.incoming, Handover("install", version))
-        box.commit(version)
+    """An update that is committed, a person's way back, one with a new epoch, and one that fails: all steps."""
+    box.installer.install(box.incoming, Handover("install", "1.2.0"))
+    box.commit("1.2.0")
+    box.installer.rollback()
+    box.activate()
+    box.installer.install(box.incoming, Handover("install", "1.3.0"))
+    box.commit("1.3.0")
     box.installer.install(box.incoming, Handover("install", "1.4.0"))
     box.activate()
     box.installer.fail()
-    box.activate()
-    box.installer.rollback()
     box.activate()
 
 

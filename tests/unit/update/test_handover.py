@@ -53,6 +53,7 @@ def test_a_request_is_read_as_it_was_left(tmp_path: Path, handover: Handover) ->
         b'{"action": "install", "version": "1.4.0"}',
         b'{"action": "install", "version": "1.4.0", "window": "always"}',
         b" " * 5000,
+        b"[" * 4000,
     ],
 )
 def test_what_is_no_request_is_refused(data: bytes) -> None:
