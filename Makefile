@@ -7,7 +7,7 @@ PYTEST := $(PY) -m pytest -n 3 --dist loadfile
 export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 
-.PHONY: demo test system package check bench docs setup lint clean
+.PHONY: demo test system package image image-test check bench docs setup lint clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -19,12 +19,20 @@ test: setup lint
 # A whole machine, booted, with sticks put in and its power taken away (docs/developer.md); needs root to be built.
 system: setup
 	$(PY) -m tests.guest
-	$(PY) -m pytest tests/guest
+	$(PY) -m pytest tests/guest --ignore tests/guest/test_image.py
 
 # The Debian package of VERSION with its payload, into build/package; MAKER names who signs, else keys for tests do.
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 package: setup
 	packaging/package.sh build/package $(VERSION) $(MAKER)
+
+# The appliance's disk image around that package; needs root. PRESET names a directory of files to lay over its system.
+image: package
+	packaging/image/build.sh build/package/secur-e-health_$(VERSION)_amd64.deb build/image/appliance.raw $(PRESET)
+
+# The image, started as it is delivered, six times over: some minutes, so it is no part of `make system`.
+image-test: setup
+	$(PY) -m pytest tests/guest/test_image.py
 
 # The quick part: lint, types, floors, unit tests and attacks, within two minutes.
 check: setup lint
