@@ -123,7 +123,10 @@ def _debian_part(row: _Debian) -> Part:
     place = f"{quote(row.name, safe='')}@{quote(row.version, safe=':')}"
     purl = f"pkg:deb/debian/{place}?arch={row.architecture}&distro=bookworm"
     licences = tuple(licence[:_MAX_LICENCE] for licence in row.licences.split("|") if licence)
-    return Part(row.name, row.version, purl, row.sha256, licences=licences)
+    # Older packages' licences stand in running text only.
+    return Part(
+        row.name, row.version, purl, row.sha256, licences=licences or (f"see usr/share/doc/{row.name}/copyright",)
+    )
 
 
 def _parse_python(text: str) -> list[Part]:

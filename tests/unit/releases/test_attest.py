@@ -84,6 +84,8 @@ def test_the_bill_is_valid_and_names_every_part(draft: Path) -> None:
     assert [licence.value for licence in torch.licenses] == ["Apache-2.0 AND MIT"]
     assert [digest.content for digest in torch.hashes] == [B]
     assert [licence.name for licence in found["pkg:pypi/pyscard@2.3.1"].licenses] == ["LGPL"]
+    debians = found["pkg:deb/debian/zlib1g@1:1.2.13.dfsg-1?arch=amd64&distro=bookworm"]
+    assert [licence.name for licence in debians.licenses] == ["see usr/share/doc/zlib1g/copyright"]
     assert bill.metadata.component.version == VERSION
 
 
