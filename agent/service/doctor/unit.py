@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping
 from typing import Final
 
 from agent.core.errors import OperatorError, SoftwareError
@@ -12,16 +14,30 @@ from agent.service.health import HEALTH_NAME
 from agent.service.state import not_running
 
 MAX_HEALTH_BYTES: Final = 16 << 10
+UNIT_STATE: Final = "SEH_UNIT_STATE"
+"""What `systemctl show` says of the unit, which the packaged `seh-agent` asks: the release itself sees no systemd."""
 
 
-def check(box: Box) -> Finding:
-    """Look at the agent's lock, its status and its report.
+def check(box: Box, *, environment: Mapping[str, str] = os.environ) -> Finding:
+    """Look at the agent's lock, its status, its report, and what the service manager says.
+
+    Args:
+        box: The box.
+        environment: `SEH_UNIT_STATE` is read.
 
     Raises:
         OperatorError: No agent runs.
-        SoftwareError: It is not well.
+        SoftwareError: It is not well, or ends by itself.
     """
     if box.status is None:
+        state = dict(word.partition("=")[::2] for word in environment.get(UNIT_STATE, "").split())
+        if state.get("Result", "success") != "success":
+            raise SoftwareError(
+                "doctor.unit_failed",
+                f"The agent's unit is {state.get('ActiveState', 'down')}: it ended with {state['Result'][:40]}, "
+                f"and was started anew {state.get('NRestarts', '0')[:10]} times.",
+                next_step="`journalctl -u seh-agent -e` shows why; mend what the other lines say first.",
+            )
         raise not_running()
     report = _report(box)
     checks = report.get("checks")

@@ -21,6 +21,7 @@ from tests.unit.data.tables import table
 from tests.unit.enrolment.test_record import RECORD
 from tests.unit.service.doctor.conftest import Place
 
+ROOT = Path(__file__).parents[4]
 CATALOG = """
 [datasets.ward-3]
 schema = "hypertension"
@@ -199,6 +200,25 @@ def test_an_agent_that_does_not_run_waits_or_is_well(place: Place) -> None:
     waiting = AgentStatus("waiting", trouble="identity.absent", sentence="S.", next_step="N.")
     assert told(examine(place.box(status=waiting), unit.check)) == (Outcome.WARN, "doctor.agent_waits")
     assert examine(place.box(status=AgentStatus("online")), unit.check).outcome is Outcome.OK
+
+
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [
+        ("ActiveState=failed NRestarts=5 Result=exit-code", "doctor.unit_failed"),
+        ("ActiveState=inactive NRestarts=0 Result=success", "service.not_running"),
+        ("", "service.not_running"),
+    ],
+)
+def test_what_the_service_manager_says_of_an_agent_that_does_not_run(state: str, code: str, place: Place) -> None:
+    finding = examine(place.box(), lambda box: unit.check(box, environment={"SEH_UNIT_STATE": state}))
+    assert told(finding) == (Outcome.FAIL, code)
+    assert ("5 times" in finding.sentence) == (code == "doctor.unit_failed")
+
+
+def test_the_packaged_command_passes_on_what_the_service_manager_says() -> None:
+    script = (ROOT / "packaging/deb/seh-agent").read_text(encoding="utf-8")
+    assert f'--setenv={unit.UNIT_STATE}="$(systemctl show' in script
 
 
 @pytest.mark.parametrize("checks", [{"agent": True, "self_test": False}, {"agent": False, "self_test": None}])
