@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -108,16 +108,18 @@ def open_box(config: AgentConfig, clock: Clock, *, runtime: Path = RUNTIME_DIREC
     state = config.node.state_directory
     folder = EnrolmentFolder.of(state)
     record, status = folder.load_record(), load_status(state)
-    if record is None:
-        yield Box(config, clock, status=status, runtime=runtime)
-        return
-    with TemporaryDirectory(prefix="seh-doctor-") as place:
-        # The agent holds the directory while it runs; a copy of it is read and refreshed instead.
-        copy = Path(place) / "trust"
-        shutil.copytree(folder.trust(record.root_digest), copy)
-        url = f"https://{record.registrar}/repository/"
-        with closing(OpenedRepository(copy, url, clock, proxy=config.network.proxy)) as repository:
-            yield Box(config, clock, record, _snapshot(repository), status, repository, runtime)
+    with ExitStack() as stack:
+        repository = None
+        if record is not None:
+            # The agent holds the directory while it runs; a copy of it is read and refreshed instead.
+            place = Path(stack.enter_context(TemporaryDirectory(prefix="seh-doctor-")))
+            with suppress(OSError, SecureHealthError):  # the check of the repository says so
+                shutil.copytree(folder.trust(record.root_digest), place / "trust")
+                url = f"https://{record.registrar}/repository/"
+                repository = OpenedRepository(place / "trust", url, clock, proxy=config.network.proxy)
+                stack.callback(repository.close)
+        snapshot = None if repository is None else _snapshot(repository)
+        yield Box(config, clock, record, snapshot, status, repository, runtime)
 
 
 def _snapshot(repository: OpenedRepository) -> TrustSnapshot | None:

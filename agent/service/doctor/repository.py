@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent.core.errors import OperatorError
+from agent.core.errors import HardwareError, OperatorError
 from agent.identity.session import utc
 from agent.service.affiliation import standing
 from agent.service.doctor.box import Box
@@ -15,8 +15,14 @@ def check(box: Box) -> Finding:
     Raises:
         SecureHealthError: It cannot be had, does not verify, or has expired.
     """
-    if box.record is None or box.repository is None:
+    if box.record is None:
         return Finding.not_applicable("The box is not enrolled, so no repository speaks to it.")
+    if box.repository is None:
+        raise HardwareError(
+            "doctor.trust_unreadable",
+            "What this box keeps of its consortium's repository cannot be read.",
+            next_step="Check the disk; if the directory is gone, enrol the box again with a new token.",
+        )
     snapshot = box.repository.refresh()
     said = standing(snapshot, box.record)
     if said:

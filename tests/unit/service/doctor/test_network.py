@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
@@ -195,6 +196,14 @@ def test_a_box_that_was_revoked_hears_so(enrol: Callable[..., Enrolled]) -> None
         finding = examine(box, repository.check)
     assert told(finding) == (Outcome.WARN, "doctor.standing")
     assert "revoked" in finding.sentence
+
+
+def test_a_box_that_lost_what_it_knew_says_so_and_looks_at_the_rest(enrol: Callable[..., Enrolled]) -> None:
+    enrolled = enrol()
+    shutil.rmtree(enrolled.config.node.state_directory / "enrolment/trust")
+    with open_box(enrolled.config, SystemClock()) as box:
+        assert told(examine(box, repository.check)) == (Outcome.FAIL, "doctor.trust_unreadable")
+        assert examine(box, superlink.check).outcome is Outcome.NOT_APPLICABLE
 
 
 def test_the_agent_s_own_copy_is_neither_locked_nor_changed(enrol: Callable[..., Enrolled]) -> None:
