@@ -17,6 +17,6 @@ def check(box: Box) -> Finding:
     """
     server = box.registrar
     if server is None:
-        return Finding.not_applicable("The box is not enrolled, so it knows no registrar.")
+        return Finding.not_applicable("The box knows no registrar: it is not enrolled, or lost what it knew.")
     check_certificate(server, box.config.network.proxy)
     return Finding.ok(f"The registrar at {server.address} answers.")

@@ -19,7 +19,7 @@ def check(box: Box) -> Finding:
     """
     server = box.superlink
     if server is None:
-        return Finding.not_applicable("The box is not enrolled yet, so it knows no SuperLink.")
+        return Finding.not_applicable("The box knows no SuperLink: it is not enrolled, or lost what it knew.")
     check_certificate(server, box.config.network.proxy)
     status = box.status
     if status is None or status.link == Link.ONLINE:

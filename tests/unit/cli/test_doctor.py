@@ -73,7 +73,7 @@ def test_a_box_whose_agent_runs(box: Path) -> None:
     assert found["agent"]["outcome"] == found["key"]["outcome"] == found["data sets"]["outcome"] == "ok"
     assert found["SuperLink"] == {
         "outcome": "not applicable",
-        "sentence": "The box is not enrolled yet, so it knows no SuperLink.",
+        "sentence": "The box knows no SuperLink: it is not enrolled, or lost what it knew.",
         "fault": None,
         "next_step": "",
         "code": "",
