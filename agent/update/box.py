@@ -40,6 +40,7 @@ class Box:
         keys: Who may sign releases.
         on_trial: Whether the release here has yet to show itself.
         failed: The release that was given up last.
+        staged: The release that waits in the other slot for its turn.
     """
 
     running: Running
@@ -48,6 +49,7 @@ class Box:
     keys: ReleaseKeys
     on_trial: bool = False
     failed: Version | None = None
+    staged: Version | None = None
 
 
 class _Said(BaseModel):
@@ -152,7 +154,8 @@ def load_box(config: AgentConfig) -> Box:
     enrolled = _load(settings.enrolment, _Enrolled) or _load(own, _Enrolled)
     audience = Audience() if enrolled is None else Audience(enrolled.site, enrolled.key_id)
     failed = None if said.failed is None else Version.parse(said.failed)
-    return Box(running, base, audience, keys, on_trial=said.phase == "trial", failed=failed)
+    staged = Version.parse(said.other.version) if said.phase == "staged" and said.other is not None else None
+    return Box(running, base, audience, keys, on_trial=said.phase == "trial", failed=failed, staged=staged)
 
 
 def _running(settings: UpdateSection, keys: ReleaseKeys, floor: int) -> tuple[Running, Base | None]:

@@ -22,11 +22,12 @@ from agent.trust.tuf_faults import translated
 from agent.update.repository import MAKER
 
 FRUITLESS_ATTEMPTS: Final = 5
-"""So many attempts in a row may bring nothing before the file is given up until the next run."""
+"""So many attempts in a row may bring next to nothing before the file is given up until the next run."""
+LEAST_SHARE: Final = 1000
+"""They bring something where it is this part of the file: a server that sends crumbs would keep the updater busy."""
 SPARE_BYTES: Final = 64 << 20
 """Left free on the disk, whatever is fetched: the agent's own files grow there."""
 PAUSE_S: Final = 2.0
-CHUNK_BYTES: Final = 1 << 20
 _NOT_SATISFIABLE: Final = 416
 
 Progress = Callable[[int, int], None]
@@ -97,8 +98,9 @@ class Downloads:
             except SlowRetrievalError:
                 raise
             except DownloadError:
-                fruitless = 0 if self._size(partial) > best else fruitless + 1
-                best = max(best, self._size(partial))
+                fruitless += 1
+                if self._size(partial) > best + target.length // LEAST_SHARE:
+                    best, fruitless = self._size(partial), 0
                 if fruitless >= FRUITLESS_ATTEMPTS:
                     raise
                 self._wait(PAUSE_S)

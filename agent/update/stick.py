@@ -55,7 +55,6 @@ def take_from_stick(device: Device, folder: UpdateFolder, box: Box, window: Wind
         if not folder.incoming.holds(release):
             folder.incoming.finish(release, _image(device, folder, box, release))
         folder.incoming.hand_over(release, record, window)
-        folder.note(handed=str(release.version))
     return release
 
 

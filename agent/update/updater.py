@@ -38,12 +38,11 @@ log = structlog.get_logger()
 
 
 class UpdaterState(BaseModel):
-    """`updater.json`: what `seh-agent update status` shows, and what is not to be tried again by itself.
+    """`updater.json`: what `seh-agent update status` shows.
 
     Args:
         checked_s: When the repository was last read, in seconds since 1970.
         offered: The release that this box should take; None where it has it.
-        handed: The release that the slot tool was last asked to install.
         code: Of the last failure; empty where all is well.
         sentence: What happened.
         next_step: What to do.
@@ -54,7 +53,6 @@ class UpdaterState(BaseModel):
     format: Literal["secur-e-health/updater/1"] = "secur-e-health/updater/1"
     checked_s: Seconds | None = None
     offered: VersionText | None = None
-    handed: VersionText | None = None
     code: Annotated[str, Field(max_length=100)] = ""
     sentence: Annotated[str, Field(max_length=2000)] = ""
     next_step: Annotated[str, Field(max_length=2000)] = ""
@@ -221,12 +219,11 @@ class Updater:
                 self._folder.incoming.finish(release, self._image(release))
                 self._downloads.clear()
             self._folder.incoming.hand_over(release, record, window)
-            self._folder.note(handed=str(version))
         log.info("update_handed_over", version=str(version))
         return release
 
     def run(self, channel: str, window: Window | None, *, automatic: bool) -> Version | None:
-        """What the timer calls: look, and take what this box should have, unless that was tried before.
+        """What the timer calls: look, and take what this box should have, unless that waits or failed here.
 
         Returns:
             The release that was handed over, if any.
@@ -237,7 +234,7 @@ class Updater:
         _, chosen = self.look(channel)
         if chosen is None or not automatic or self._box.on_trial:
             return None
-        if chosen == self._box.failed or str(chosen) == self._folder.load_state().handed:
+        if chosen in {self._box.failed, self._box.staged} or self._is_waiting(chosen):
             return None
         self.take(chosen, window)
         return chosen
@@ -258,6 +255,11 @@ class Updater:
         if chosen is not None:
             self.take(chosen, window)
         return chosen
+
+    def _is_waiting(self, version: Version) -> bool:
+        # Asked for and gone means refused, or lost: a full disk must not keep a box from a release for good.
+        waiting = self._folder.incoming.waiting()
+        return waiting is not None and waiting.version == str(version)
 
     def _image(self, release: Release) -> Path:
         image = self._target(release, IMAGE_NAME)

@@ -15,6 +15,7 @@ from agent.statements.release import Version
 from agent.trust.channels import Channel, Offer, bucket_of, channel_path
 from agent.trust.fetcher import FetchLimits
 from agent.update.channel import Running
+from agent.update.download import FRUITLESS_ATTEMPTS, LEAST_SHARE
 from tests.simulators.release_repository import Misbehaviour, make_delta, new_image, release_of, signed_record
 from tests.simulators.repository import delegate, new_signer, sign
 from tests.simulators.update_scene import NEW, NEW_IMAGE, OLD, OLD_IMAGE, UpdateScene, update_scene
@@ -103,6 +104,14 @@ def test_slow_data(scene: UpdateScene) -> None:
     scene.limits = FetchLimits(step_s=2.0, start_s=0.3, bytes_per_s=1e6)
     scene.server.wrong = Misbehaviour(byte_every_s=0.01)
     assert scene.refused() == "trust.slow"
+
+
+def test_data_in_crumbs(scene: UpdateScene) -> None:
+    # Each answer brings something, so that none is in vain: the updater would be kept busy for days.
+    scene.without_delta()
+    scene.server.wrong = Misbehaviour(break_after=len(NEW_IMAGE) // (10 * LEAST_SHARE))
+    assert scene.refused() == "trust.unreachable"
+    assert len(scene.pauses) <= FRUITLESS_ATTEMPTS
 
 
 def test_altered_delta_costs_only_the_delta(scene: UpdateScene) -> None:
@@ -284,3 +293,16 @@ def test_signed_long_ago(scene: UpdateScene) -> None:
     scene.clock.move(366 * DAY_S)
     scene.maker.publish_timestamp(lasts=timedelta(days=1))
     assert scene.refused() == "trust.expired"
+
+
+# Whoever broke into the agent, and wants no update.
+
+
+def test_disk_filled_up_while_a_release_is_installed(scene: UpdateScene) -> None:
+    assert scene.run() == Version.parse(NEW)
+    assert scene.run() is None
+    # The slot tool could not write, and the same request is not made to it for ever.
+    (scene.folder.incoming.path / "ready").unlink()
+    assert scene.run() == Version.parse(NEW)
+    assert scene.handed_over() is not None
+    assert scene.image() == NEW_IMAGE

@@ -36,7 +36,7 @@ def test_the_timer_brings_a_release_by_its_delta_and_only_once(scene: UpdateScen
     assert scene.server.asked_for("app.raw") == []
     assert scene.run() is None
     state = scene.folder.load_state()
-    assert (state.offered, state.handed, state.code) == (NEW, NEW, "")
+    assert (state.offered, state.code) == (NEW, "")
     assert not scene.folder.downloads.exists()
 
 
@@ -45,6 +45,13 @@ def test_a_release_that_was_given_up_is_not_brought_again(scene: UpdateScene) ->
     assert scene.run() is None
     with scene.updater() as updater:
         assert updater.take_named("stable", None, None) == Version.parse(NEW)
+
+
+def test_a_release_that_waits_for_its_window_is_not_brought_again(scene: UpdateScene) -> None:
+    scene.run()
+    (scene.folder.incoming.path / "ready").unlink()
+    scene.box = replace(scene.box, staged=Version.parse(NEW))
+    assert scene.run() is None
 
 
 def test_nothing_is_taken_while_a_release_is_on_trial(scene: UpdateScene) -> None:
