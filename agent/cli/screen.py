@@ -137,9 +137,8 @@ def draw(view: View, columns: int, rows: int) -> list[str]:
     if code and (len(code) > rows - 3 or len(code[0]) + LEAST_COLUMNS > columns):
         code = []  # the page's address can be typed
     head = _between("SECUR-E-HEALTH" + (f"  box {_plain(view.box)}" if view.box else ""), view.version, columns)
-    large = (
-        _large(view.state, columns) if rows - 1 - _GLYPH_ROWS >= max(len(code), 8) else [f" {view.state.upper()}", ""]
-    )
+    state = _plain(view.state)
+    large = _large(state, columns) if rows - 1 - _GLYPH_ROWS >= max(len(code), 8) else [f" {state.upper()}", ""]
     width = columns - (len(code[0]) + 1 if code else 0)
     text = [line for paragraph in view.lines for line in _wrap(paragraph, width)]
     text += ["", *_wrap(f"Now: {view.now}", width)]

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from agent.cli.screen import draw, view_of
+from agent.service.state import AgentStatus
+
 PACKAGING = Path(__file__).parents[2] / "packaging"
 
 
@@ -89,3 +92,24 @@ def test_a_device_of_another_kind_gets_no_driver_whenever_it_was_plugged_in(
         bInterfaceClass=usb_class, bInterfaceSubClass=subclass, bInterfaceProtocol=protocol, authorized=before
     )
     assert found == after
+
+
+@pytest.mark.parametrize("size", [(80, 25), (80, 12), (240, 67)])
+def test_a_broken_into_agent_writes_no_commands_to_the_screen_s_terminal(size: tuple[int, int]) -> None:
+    command = "\x1b]52;c;cm0=\x07\x1b[2J\x9b6n"
+    status = AgentStatus(
+        command,
+        sentence=command,
+        next_step=command,
+        session=command,
+        session_sentence=command,
+        site=command,
+        notice=command,
+        version=command,
+        box=command,
+        box_words=command,
+        phone_address=command,
+        phone_code=command,
+    )
+    lines = draw(view_of(status, [command], command), *size)
+    assert "".join(lines).isprintable()
