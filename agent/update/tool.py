@@ -142,7 +142,7 @@ def _install(installer: Installer, place: Place, _options: argparse.Namespace) -
         raise
     finally:
         # Whatever became of it: the same request would end the same way.
-        (incoming / READY_FILE).unlink(missing_ok=True)
+        _take_away(incoming / READY_FILE)
     volatile.answer(_answer(handover, None, f"The update is now {phase.value}."))
     return DONE
 
@@ -222,6 +222,14 @@ def _take_handover(path: Path) -> Handover | None:
             f"What the updater asks for is not understood: {error}.",
             next_step="Ask again; if it repeats, updater and slot tool are of releases that do not fit.",
         ) from error
+
+
+def _take_away(path: Path) -> None:
+    # A directory in its place would ask again and again, until systemd starts nothing for it any more.
+    try:
+        path.unlink(missing_ok=True)
+    except IsADirectoryError:
+        path.rename(path.with_name(f"refused-{secrets.token_hex(4)}"))
 
 
 def _answer(handover: Handover | None, code: str | None, sentence: str) -> dict[str, object]:

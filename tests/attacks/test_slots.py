@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from agent.core.errors import OperatorError, SecureHealthError
+from agent.update import tool
 from agent.update.handover import Handover
 from agent.update.release import verify_release
 from agent.update.state import Phase, SlotName, State, encode_state
@@ -386,6 +387,15 @@ def test_the_updater_cannot_roll_forward_past_the_trial(box: SlotBox) -> None:
         box.installer.install(box.incoming, Handover("rollback", "1.5.0"))
     box.install("1.5.0", epoch=3)
     assert box.installer.status()["phase"] == Phase.TRIAL
+
+
+def test_a_directory_where_the_updater_s_request_should_be(tmp_path: Path, publisher: Publisher) -> None:
+    keys, ready = tmp_path / tool.KEYS, tmp_path / tool.INCOMING / "ready"
+    for directory in (keys.parent, ready / "full"):
+        directory.mkdir(parents=True)
+    keys.write_bytes(publisher.keys_file)
+    assert tool.main(["--root", str(tmp_path), "install"]) == tool.REFUSED
+    assert tool.main(["--root", str(tmp_path), "install"]) == tool.NOTHING
 
 
 def test_both_slots_verify_against_their_records(box: SlotBox) -> None:
