@@ -7,7 +7,7 @@ PYTEST := $(PY) -m pytest -n 3 --dist loadfile
 export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 
-.PHONY: demo test system package image image-test check bench docs setup lint clean
+.PHONY: demo test system package image image-test box-test check bench docs setup lint clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -19,7 +19,7 @@ test: setup lint
 # A whole machine, booted, with sticks put in and its power taken away (docs/developer.md); needs root to be built.
 system: setup
 	$(PY) -m tests.guest
-	$(PY) -m pytest tests/guest --ignore tests/guest/test_image.py
+	$(PY) -m pytest tests/guest --ignore tests/guest/test_image.py --ignore tests/guest/test_box.py
 
 # The Debian package of VERSION with its payload, into build/package; MAKER names who signs, else keys for tests do.
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
@@ -33,6 +33,11 @@ image: package
 # The image, started as it is delivered, six times over: some minutes, so it is no part of `make system`.
 image-test: setup
 	$(PY) -m pytest tests/guest/test_image.py
+
+# The package on a whole machine: enrolled, updated, robbed of its power. Half an hour, so it is no part of `make system`.
+box-test: setup
+	$(PY) -m tests.guest
+	$(PY) -m pytest tests/guest/test_box.py
 
 # The quick part: lint, types, floors, unit tests and attacks, within two minutes.
 check: setup lint

@@ -9,11 +9,21 @@ from pathlib import Path
 
 import pytest
 
+from agent.attestation.makers import build_store
+from agent.core.ids import SiteID
+from agent.statements.roots import EvidenceClass
+from agent.trust.token import STICK_FILE
+from tests.guest.appliance import READY_LIMIT_S, Appliance
 from tests.guest.kit import install_reader
+from tests.guest.package import Releases, load_releases
 from tests.guest.rig import BOOTED, Guest
-from tests.guest.tree import Machine, load_machine
+from tests.guest.tree import BUILD, Machine, load_machine
+from tests.simulators.played_consortium import PlayedConsortium
+from tests.simulators.stick import make_stick
+from tests.simulators.superlink import RunningSuperLink
 
-WITH_READER = "reader"
+WITH_READER, INSTALLED, ENROLLED = "reader", "installed", "enrolled"
+SITE = SiteID("hospital-guest")
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +58,78 @@ def box(reader_guest: Guest) -> Iterator[Guest]:
     with reader_guest as guest:
         guest.start(WITH_READER)
         yield guest
+
+
+@pytest.fixture(scope="session")
+def releases() -> Releases:
+    return load_releases()
+
+
+@pytest.fixture(scope="session")
+def superlink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSuperLink]:
+    with RunningSuperLink.start(tmp_path_factory.mktemp("superlink")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def consortium(
+    tmp_path_factory: pytest.TempPathFactory, superlink: RunningSuperLink, installed: Path, machine: Machine
+) -> Iterator[PlayedConsortium]:
+    """On this machine; it trusts the maker of the guest's TPM."""
+    roots = [path.read_bytes() for path in machine.tpm_roots]
+    stores = (build_store(EvidenceClass.TEST, roots),)
+    place = tmp_path_factory.mktemp("consortium")
+    with PlayedConsortium(place, superlink, sites=(SITE,), stores=stores) as played:
+        yield played
+
+
+@pytest.fixture(scope="session")
+def installed(machine: Machine, releases: Releases) -> Path:
+    """A stored guest with the package in it, its agent waiting to be enrolled."""
+    stored = BUILD / f"i-{releases.directory.name}-{machine.directory.name}"
+    if not stored.exists():
+        directory = Path(tempfile.mkdtemp(prefix="seh-g-"))
+        with Guest.unpack(machine, directory) as guest:
+            guest.start(BOOTED)
+            box = Appliance(guest)
+            print(f"installation of the package: {box.install(releases):.1f} s")  # noqa: T201 - measured
+            box.wait_until_ready()
+            box.wait_for_link("waiting for enrolment")
+            guest.save(INSTALLED)
+            guest.close()
+            guest.store(stored)
+        shutil.rmtree(directory)
+    return stored
+
+
+@pytest.fixture(scope="session")
+def enrolled_guest(machine: Machine, installed: Path, consortium: PlayedConsortium) -> Iterator[Guest]:
+    """A guest, switched off, whose snapshot `ENROLLED` belongs to the consortium."""
+    directory = Path(tempfile.mkdtemp(prefix="seh-g-"))
+    ports = tuple(int(address.rpartition(":")[2]) for address in (consortium.address, consortium.superlink_address))
+    with Guest.unpack(machine, directory, stored=installed) as guest:
+        guest.ports = ports
+        guest.start(INSTALLED)
+        box = Appliance(guest)
+        box.reach(ports)
+        box.preset(consortium.repository.root_digest)
+        guest.run("systemctl restart seh-agent.service", limit_s=READY_LIMIT_S)
+        token = consortium.token_for(SITE).encode()
+        stick = guest.plug(make_stick(directory / "stick.img", {STICK_FILE: token}))
+        print(f"stick in -> enrolled and online: {box.wait_until_online():.1f} s")  # noqa: T201 - measured
+        guest.unplug(stick)
+        guest.run("sync")
+        guest.save(ENROLLED)
+        guest.close()
+        yield guest
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def enrolled(enrolled_guest: Guest) -> Iterator[Appliance]:
+    """A running box of the consortium, fresh for each test."""
+    with enrolled_guest as guest:
+        guest.start(ENROLLED)
+        box = Appliance(guest)
+        box.wait_until_online()
+        yield box

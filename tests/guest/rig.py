@@ -106,11 +106,6 @@ class Guest:
         assert self._monitor is not None, "it is not running"
         return self._monitor
 
-    @property
-    def ek_certificates(self) -> tuple[Path, ...]:
-        """PEM files of its TPM's maker, issuer first."""
-        return SwtpmMaker(self.machine.makers).ca_certificates
-
     def store(self, target: Path) -> None:
         """Keep disk, snapshots and TPM for `unpack`; it must not be running."""
         assert self._qemu is None, "it is running"

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.simulators.stick import find_tool
+from tests.simulators.swtpm import SwtpmMaker
 
 BUILD = Path(__file__).resolve().parents[2] / "build" / "guest"
 SUITE = "bookworm"
@@ -85,6 +86,11 @@ class Machine:
     def makers(self) -> Path:
         """Who manufactured its TPM."""
         return self.directory / "makers"
+
+    @property
+    def tpm_roots(self) -> tuple[Path, ...]:
+        """PEM files of those who manufactured its TPM, issuer first."""
+        return SwtpmMaker(self.makers).ca_certificates
 
 
 def load_machine() -> Machine:
