@@ -382,7 +382,7 @@ class Installer:
         if judgement.verdict is Verdict.COMMIT:
             state = self._save(state.after(Event.COMMIT, tries_left=0, failed=None))
         elif judgement.verdict is Verdict.FAIL:
-            state = self._give_up(state)
+            state = self._give_up(state, again=judgement.again)
             self._machine.services.restart_agent()
         return state, judgement
 
@@ -404,11 +404,11 @@ class Installer:
         self._save(replace(state, floor=release.epoch))
         return self._load()  # which raises the counter, as after a power cut
 
-    def _give_up(self, state: State) -> State:
+    def _give_up(self, state: State, *, again: bool = False) -> State:
         version = None
         with suppress(SecureHealthError):
             version = str(self._release(state.active).version)
-        return self._save(state.after(Event.FAIL, tries_left=0, failed=version))
+        return self._save(state.after(Event.FAIL, tries_left=0, failed=state.failed if again else version))
 
     def _leave_if_damaged(self, state: State) -> bool:
         try:

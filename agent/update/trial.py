@@ -73,11 +73,14 @@ class Judgement:
         verdict: What is to be done.
         reason: Why, in plain words.
         watch: How the trial went so far.
+        again: Whether a release that is given up may be tried again unasked: nothing was missing but somebody else's
+            server, which could keep every box from it for good by being away for as long as a trial takes.
     """
 
     verdict: Verdict
     reason: str
     watch: Watch
+    again: bool = False
 
 
 def parse_health(data: bytes) -> Health:
@@ -128,6 +131,7 @@ def judge(health: Health | None, watch: Watch, *, now_s: int, needs: Collection[
     if "key" in missing and checks["key"] is False and elapsed_s >= limits.ready_s:
         return Judgement(Verdict.FAIL, "it cannot use the box's key, which the release before it could", watch)
     if elapsed_s >= limits.deadline_s:
-        return Judgement(Verdict.FAIL, f"it was not well within {limits.deadline_s} s", watch)
+        reason = f"it was not well within {limits.deadline_s} s"
+        return Judgement(Verdict.FAIL, reason, watch, again=set(missing) <= {"superlink"})
     reason = f"these are not known to be well yet: {', '.join(missing)}" if missing else "it is well, for now"
     return Judgement(Verdict.WAIT, reason, watch)

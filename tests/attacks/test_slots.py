@@ -16,7 +16,7 @@ from agent.update.handover import Handover
 from agent.update.release import verify_release
 from agent.update.state import Phase, SlotName, State, encode_state
 from tests.simulators.releases import Publisher
-from tests.simulators.slots import SECRET, PlayedCounters, SlotBox, make_release
+from tests.simulators.slots import QUICK, SECRET, PlayedCounters, SlotBox, make_release
 
 
 @pytest.fixture(scope="module")
@@ -387,6 +387,35 @@ def test_the_updater_cannot_roll_forward_past_the_trial(box: SlotBox) -> None:
         box.installer.install(box.incoming, Handover("rollback", "1.5.0"))
     box.install("1.5.0", epoch=3)
     assert box.installer.status()["phase"] == Phase.TRIAL
+
+
+def test_a_server_that_is_away_during_the_trial_keeps_no_box_from_a_release_for_good(box: SlotBox) -> None:
+    box.report("1.4.0")
+    for _ in range(2):
+        box.install("1.5.0", epoch=3)
+        box.activate()
+        box.report("1.5.0", superlink=False)
+        box.installer.confirm(QUICK)
+        box.now_s += QUICK.deadline_s
+        box.installer.confirm(QUICK)
+        box.activate()
+        assert (box.running(), box.installer.status()["failed"]) == ("1.4.0", None)
+        box.report("1.4.0")
+    box.install("1.5.0", epoch=3)
+    box.commit("1.5.0")
+    assert box.running() == "1.5.0"
+
+
+@pytest.mark.parametrize("missing", ["key", "self_test"])
+def test_what_is_the_box_s_own_fails_a_release_for_good(box: SlotBox, missing: str) -> None:
+    box.report("1.4.0")
+    box.install("1.5.0", epoch=3)
+    box.activate()
+    box.report("1.5.0", **{missing: None})
+    box.installer.confirm(QUICK)
+    box.now_s += QUICK.deadline_s
+    box.installer.confirm(QUICK)
+    assert box.installer.status()["failed"] == "1.5.0"
 
 
 def test_a_directory_where_the_updater_s_request_should_be(tmp_path: Path, publisher: Publisher) -> None:
