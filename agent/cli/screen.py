@@ -201,13 +201,19 @@ def _show(directory: Path) -> None:
     age_s = 0.0
     pause = threading.Event()
     while True:
-        view, size = _look(directory), os.get_terminal_size(sys.stdout.fileno())
+        view, size = _look(directory), _size()
         age_s += EVERY_S
         if (view, size) != shown or age_s >= REDRAWN_S:
             sys.stdout.write(_painted(draw(view, size.columns, size.lines), well=view.well))
             sys.stdout.flush()
             shown, age_s = (view, size), 0.0
         pause.wait(EVERY_S)
+
+
+def _size() -> os.terminal_size:
+    """The terminal's; a console that does not know its own (0 x 0) has the least."""
+    size = os.get_terminal_size(sys.stdout.fileno())
+    return size if size.columns >= LEAST_COLUMNS and size.lines >= _GLYPH_ROWS else os.terminal_size((80, 25))
 
 
 def _painted(lines: Sequence[str], *, well: bool) -> str:

@@ -16,7 +16,7 @@ from tests.guest.image import MIB, Box, load_image
 from tests.guest.package import OLD
 from tests.simulators.stick import find_tool
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 WAITS = ("SECUR-E-HEALTH", "This box is not enrolled.", "Put the consortium's stick in")
 
 

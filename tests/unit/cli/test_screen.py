@@ -137,9 +137,9 @@ def test_it_is_drawn_once_in_plain_text(
 class Terminal:
     """The first console of a box, and a person who types at it."""
 
-    def __init__(self, config: Path) -> None:
+    def __init__(self, config: Path, rows: int = 25, columns: int = 80) -> None:
         self.far, near = os.openpty()
-        ioctl(near, termios.TIOCSWINSZ, struct.pack("4H", 25, 80, 0, 0))
+        ioctl(near, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
         program = [sys.executable, "-m", "agent.cli", "screen", "--config", str(config)]
         self.process = subprocess.Popen(program, stdin=subprocess.DEVNULL, stdout=near, stderr=near)
         os.close(near)
@@ -173,6 +173,16 @@ def test_a_terminal_shows_each_change_and_hears_nothing(config: Path) -> None:
         finally:
             assert terminal.end() == -signal.SIGTERM
     assert "\x1b[?25l" in first
+
+
+def test_a_console_that_does_not_know_its_size_is_drawn_on_all_the_same(config: Path) -> None:
+    with locked_state(config.parent / "state"):
+        store_status(config.parent / "state", WAITING)
+        terminal = Terminal(config, 0, 0)
+        try:
+            terminal.read_until("is not enrolled")
+        finally:
+            terminal.end()
 
 
 def test_the_screen_shows_nothing_of_the_disk_but_the_status(config: Path) -> None:
