@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-PAYLOAD = Path(__file__).resolve().parents[2] / "packaging" / "payload"
+SOURCE = Path(__file__).resolve().parents[2]
 SMALL = ("--extras", "tpm")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_payload_built_again_elsewhere_is_the_same(tmp_path: Path) -> None:
+    source = tmp_path / "source"  # as it is now, whatever is written meanwhile
+    for directory in ("agent", "packaging"):
+        shutil.copytree(SOURCE / directory, source / directory)
+    for file in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE"):
+        shutil.copyfile(SOURCE / file, source / file)
+    for shared in (".venv", "build"):
+        (source / shared).symlink_to(SOURCE / shared)
+    payload = source / "packaging" / "payload"
     for command in (
-        [PAYLOAD / "build.sh", *SMALL, tmp_path / "payload", "1.4.0"],
-        [PAYLOAD / "reproduce.sh", *SMALL, tmp_path / "payload" / "app.raw", "1.4.0"],
+        [payload / "build.sh", *SMALL, tmp_path / "payload", "1.4.0"],
+        [payload / "reproduce.sh", *SMALL, tmp_path / "payload" / "app.raw", "1.4.0"],
     ):
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-2000:]
