@@ -37,8 +37,8 @@ _BASE: Final = "authread|authwrite|ownerread|writedefine|no_da"
 _NEVER_WRITTEN: Final = 0x14A
 """NV_UNINITIALIZED: a power cut while it was made."""
 # BAD_AUTH and AUTH_FAIL of session 1: somebody else's index. AUTH_UNAVAILABLE, NV_AUTHORIZATION, NV_RANGE: of another
-# kind.
-_NOT_OURS: Final = frozenset({0x9A2, 0x98E, 0x12F, 0x149, 0x146, _NEVER_WRITTEN})
+# kind. LOCKOUT: of one that wrong authorisations lock, as they do not lock ours.
+_NOT_OURS: Final = frozenset({0x9A2, 0x98E, 0x12F, 0x149, 0x146, 0x921, _NEVER_WRITTEN})
 _CODE: Final = re.compile(r"\(0x([0-9A-Fa-f]+)\)")
 """As tpm2-tools print a response code."""
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from agent.core.errors import OperatorError, SecureHealthError
 from agent.update import tool
+from agent.update.floor import BASE_INDEX, FLOOR_INDEX, GENERATION_INDEX, TPMCounters
 from agent.update.handover import Handover
+from agent.update.programs import ProgramError
 from agent.update.release import verify_release
 from agent.update.state import Phase, SlotName, State, encode_state
 from tests.simulators.releases import Publisher
@@ -416,6 +418,17 @@ def test_what_is_the_box_s_own_fails_a_release_for_good(box: SlotBox, missing: s
     box.now_s += QUICK.deadline_s
     box.installer.confirm(QUICK)
     assert box.installer.status()["failed"] == "1.5.0"
+
+
+def test_counters_that_somebody_put_there_and_locked_do_not_stop_the_box() -> None:
+    def locked(arguments: Sequence[str], *_: object) -> bytes:
+        if arguments[0] == "tpm2_getcap":
+            return b"".join(b"- 0x%X\n" % index for index in (FLOOR_INDEX, BASE_INDEX, GENERATION_INDEX))
+        error = ProgramError("update.program_failed", "The program failed.", next_step="-")
+        error.stderr = "ERROR: Esys_NV_Read(0x921) - tpm:warn(2.0): the TPM is in DA lockout mode"
+        raise error
+
+    assert TPMCounters(SECRET, locked).read() is None
 
 
 def test_a_directory_where_the_updater_s_request_should_be(tmp_path: Path, publisher: Publisher) -> None:
