@@ -200,8 +200,10 @@ def _show(directory: Path) -> None:
     shown: tuple[View, os.terminal_size] | None = None
     age_s = 0.0
     pause = threading.Event()
-    while True:
-        view, size = _look(directory), _size()
+    first = _look(directory).version
+    # Where the agent runs another release, the service manager starts the screen anew from that one.
+    while (view := _look(directory)).version == first:
+        size = _size()
         age_s += EVERY_S
         if (view, size) != shown or age_s >= REDRAWN_S:
             sys.stdout.write(_painted(draw(view, size.columns, size.lines), well=view.well))

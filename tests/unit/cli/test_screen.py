@@ -10,6 +10,7 @@ import subprocess
 import sys
 import termios
 import time
+from dataclasses import replace
 from fcntl import ioctl
 from pathlib import Path
 
@@ -167,7 +168,7 @@ def test_a_terminal_shows_each_change_and_hears_nothing(config: Path) -> None:
         try:
             first = terminal.read_until("is not enrolled")
             os.write(terminal.far, b"\x03\x04\x1b[Aq\n\x1a")
-            store_status(state, AgentStatus("online", site="hospital-a"))
+            store_status(state, AgentStatus("online", site="hospital-a", version=WAITING.version))
             terminal.read_until("Works for hospital-a")
             assert terminal.process.poll() is None
         finally:
@@ -183,6 +184,16 @@ def test_a_console_that_does_not_know_its_size_is_drawn_on_all_the_same(config: 
             terminal.read_until("is not enrolled")
         finally:
             terminal.end()
+
+
+def test_it_ends_where_the_agent_goes_over_to_another_release(config: Path) -> None:
+    with locked_state(config.parent / "state"):
+        store_status(config.parent / "state", WAITING)
+        terminal = Terminal(config)
+        terminal.read_until("is not enrolled")
+        store_status(config.parent / "state", replace(WAITING, version="1.5.0"))
+        assert terminal.process.wait(20) == 0
+        os.close(terminal.far)
 
 
 def test_the_screen_shows_nothing_of_the_disk_but_the_status(config: Path) -> None:
