@@ -10,7 +10,7 @@ import pytest
 from tests.guest.appliance import READY_LIMIT_S, TRIAL_LIMIT_S, Appliance
 from tests.guest.package import BROKEN, NEW, OLD, Releases
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 POWER_CUTS = 8
 CUT_WITHIN_S = 40.0
 EXPOSURE = {"seh-agent.service": 1.0, "seh-worker@.service": 0.5}
