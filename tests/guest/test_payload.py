@@ -27,6 +27,6 @@ def test_a_payload_built_again_elsewhere_is_the_same(tmp_path: Path) -> None:
         [payload / "build.sh", *SMALL, tmp_path / "payload", "1.4.0"],
         [payload / "reproduce.sh", *SMALL, tmp_path / "payload" / "app.raw", "1.4.0"],
     ):
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-2000:]
     assert result.stdout.startswith("The same ")
