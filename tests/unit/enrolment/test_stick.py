@@ -178,7 +178,7 @@ def test_rule_unit_and_program_name_the_same_things() -> None:
 
 
 def test_the_rules_use_udev_s_keys_and_jump_to_places_that_exist() -> None:
-    names = r"ACTION|SUBSYSTEMS?|KERNEL|GOTO|LABEL|TAG|RUN|GROUP|MODE|ENV\{\w+\}|ATTR\{\w+\}"
+    names = r"ACTION|SUBSYSTEMS?|KERNEL|GOTO|LABEL|TAG|RUN|OWNER|GROUP|MODE|ENV\{\w+\}|ATTR\{\w+\}"
     known = re.compile(rf'^({names})(==|!=|=|\+=)"[^"]*"$')
     for path in sorted((PACKAGING / "udev").glob("*.rules")):
         lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
