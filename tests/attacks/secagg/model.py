@@ -179,6 +179,8 @@ class Model:
         turn = (1, context[0])
         rules.check_turn(node.last, turn, same_attempt=True)
         if node.last != turn:
+            if node.locks:
+                rules.check_undecided(_lock_bytes(node.locks[-1][1]))
             node = replace(node, locks=(*node.locks, (context, OPEN)))
         if node.lock(context) is None:
             raise refusals.foreign_context()

@@ -148,7 +148,7 @@ class Walk:
 
 
 @given(st.data())
-@settings(max_examples=60, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 def test_real_nodes_answer_and_refuse_what_the_model_does(data: st.DataObject) -> None:
     walk = Walk(*data.draw(st.sampled_from([(4, 1), (4, 2), (5, 1)])), data.draw(st.sampled_from(list(Dropout))))
     honest = len(walk.model.honest)
@@ -163,6 +163,16 @@ def test_real_nodes_answer_and_refuse_what_the_model_does(data: st.DataObject) -
             arguments = (frozenset(least) | {walk.model.honest[index]},)
         walk.both(index, step, *arguments)
         assert walk.model.violation(walk.state) is None
+
+
+def test_an_unseen_attempt_cannot_be_given_up_once_survivors_were_agreed_to() -> None:
+    walk = Walk(4, 2, Dropout.WAIT)
+    everybody = frozenset(walk.model.cohort)
+    for index, step, *arguments in [(0, "upload", (1, "a")), (1, "upload", (1, "a")), (0, "agree", everybody)]:
+        walk.both(index, step, *arguments)
+    decided = walk.state[0]
+    walk.both(0, "abort", (2, "a"))
+    assert walk.state[0] == decided
 
 
 def test_a_walk_reaches_all_legs() -> None:
