@@ -11,7 +11,10 @@ want() { # TARGET UNIT KIND
     ln -sf "../$2" "$units/$1.$3/$2"
 }
 want local-fs.target var.mount wants
-want local-fs.target 'etc-secur\x2de\x2dhealth.mount' wants
+# systemd wants a mount's unit to be called as its path; a source's file is called as people read.
+configuration='etc-secur\x2de\x2dhealth.mount'
+mv "$units/configuration.mount" "$units/$configuration"
+want local-fs.target "$configuration" wants
 want local-fs.target srv.mount wants
 want multi-user.target seh-first-release.service wants
 want multi-user.target systemd-networkd.service wants

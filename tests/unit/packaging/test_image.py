@@ -13,6 +13,8 @@ from tests.simulators.stick import find_tool
 
 IMAGE = Path(__file__).resolve().parents[3] / "packaging" / "image"
 UNITS = "usr/lib/systemd/system"
+CONFIGURATION = r"etc-secur\x2de\x2dhealth.mount"
+"""As systemd wants `configuration.mount` to be called."""
 
 
 @pytest.fixture
@@ -48,9 +50,10 @@ def test_the_screen_and_the_mounts_start_with_the_box(tree: Path) -> None:
     for target, unit in (
         ("multi-user.target.wants", "seh-screen.service"),
         ("local-fs.target.wants", "var.mount"),
+        ("local-fs.target.wants", CONFIGURATION),
         ("boot-complete.target.requires", "seh-system-good.service"),
     ):
-        assert (tree / UNITS / target / unit).resolve() == tree / UNITS / unit
+        assert (tree / UNITS / target / unit).resolve(strict=True) == tree / UNITS / unit
 
 
 def test_var_begins_empty_and_the_version_is_the_image_s(tree: Path) -> None:
@@ -62,6 +65,9 @@ def test_var_begins_empty_and_the_version_is_the_image_s(tree: Path) -> None:
 def test_systemd_finds_no_fault_in_the_appliance_s_units(tmp_path: Path, unit: str) -> None:
     shutil.copytree("/usr/lib/systemd/system", tmp_path / UNITS, symlinks=True)
     shutil.copytree(IMAGE / "tree", tmp_path, dirs_exist_ok=True)
+    if unit == "configuration.mount":
+        unit = CONFIGURATION
+        (tmp_path / UNITS / "configuration.mount").rename(tmp_path / UNITS / unit)
     for program in ("usr/lib/secur-e-health/bin/seh-slot", "bin/true"):
         (tmp_path / program).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / program).touch(mode=0o755)
