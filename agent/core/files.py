@@ -26,6 +26,22 @@ def store_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     sync_directory(path.parent)
 
 
+def show(path: Path, data: bytes) -> None:
+    """Replace a file in memory (/run) that other users read, whatever the process's umask; nothing is synced.
+
+    Args:
+        path: In a directory that exists, and to which nobody else writes.
+        data: The new content.
+
+    Raises:
+        OSError: The file system does not take it.
+    """
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(data)
+    partial.chmod(0o644)
+    partial.replace(path)
+
+
 def sync_directory(directory: Path) -> None:
     """Put on the disk which names a directory holds."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

@@ -23,6 +23,7 @@ import structlog
 
 from agent.core.config import AgentConfig
 from agent.core.errors import SecureHealthError
+from agent.core.files import show
 from agent.core.version import software_version
 from agent.federation.node import Link
 from agent.identity.key import HardwareKey
@@ -113,11 +114,8 @@ class HealthReport:
             "checks": asdict(self._checks),
             "sentence": self._sentence,
         }
-        fresh = directory / f"{HEALTH_NAME}.new"
         try:
-            fresh.write_text(json.dumps(report), encoding="utf-8")
-            fresh.chmod(0o644)  # whatever the unit's umask: other users read it
-            fresh.replace(directory / HEALTH_NAME)
+            show(directory / HEALTH_NAME, json.dumps(report).encode())
         except OSError as error:
             log.warning("health_not_written", reason=str(error))
 

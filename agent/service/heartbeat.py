@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import json
 import random
-import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Final, Literal, Protocol, Self
+from typing import Final, Literal, Protocol
 
 import structlog
 
@@ -25,6 +23,7 @@ from agent.enrolment.line import RegistrarLine, Request, trust_in
 from agent.federation.node import Link
 from agent.identity.session import ActiveSession, SessionKeeper, SessionState, Subject
 from agent.service.affiliation import Affiliation
+from agent.service.periodic import Periodic
 from agent.service.state import AgentStatus, StatusBoard
 from agent.statements.envelope import encode_proof
 from agent.statements.kinds import Heartbeat
@@ -33,8 +32,6 @@ from agent.trust.records import ServerRecord
 HEARTBEAT_S: Final = 180.0
 FIRST_S: Final = 10.0
 """After a start: by then a link that can be had is there."""
-STOP_LIMIT_S: Final = 0.5
-"""How long a heartbeat under way may delay the agent's end; its own limits end it later."""
 PLACE: Final = "/v1/heartbeats"
 _JITTER: Final = 0.2
 _TOLD: Final = ("fleet.", "identity.")
@@ -122,7 +119,7 @@ def encode_heartbeat(heartbeat: Heartbeat, session: ActiveSession) -> bytes:
 
 
 class Heart:
-    """Sends heartbeats in a thread of its own for as long as the `with` block lasts.
+    """Sends heartbeats.
 
     Args:
         subject: Whose.
@@ -159,8 +156,6 @@ class Heart:
         self._dice = dice
         self._pulse = pulse
         self._failed = ""
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
 
     def beat(self) -> None:
         """Send one heartbeat; nothing that goes wrong with it goes any further."""
@@ -180,21 +175,15 @@ class Heart:
             self._failed = ""
             self._on_taken(now_s)
 
-    def _run(self) -> None:
-        wait_s = min(FIRST_S, self._pulse.every_s)
-        while not self._stop.wait(wait_s * self._dice.uniform(1 - _JITTER, 1 + _JITTER)):
-            self.beat()
-            wait_s = self._pulse.every_s
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join(STOP_LIMIT_S)  # a line may hang; the agent ends all the same
+    def beating(self) -> Periodic:
+        """Beats for as long as the `with` block lasts."""
+        return Periodic(
+            "heart",
+            self.beat,
+            every_s=self._pulse.every_s,
+            first_s=FIRST_S,
+            stretch=lambda: self._dice.uniform(1 - _JITTER, 1 + _JITTER),
+        )
 
 
 def heart_of(
@@ -228,4 +217,4 @@ def heart_of(
         clock=clock,
         dice=random.Random(),  # noqa: S311 - jitter, no secret
         pulse=pulse,
-    )
+    ).beating()

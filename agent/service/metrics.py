@@ -6,7 +6,6 @@ They say how the agent does, as its status does; nothing in them is of data, stu
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,16 +14,17 @@ from typing import Final, Self
 
 import structlog
 
+from agent.core.files import show
 from agent.core.version import software_version
 from agent.federation.node import Link
 from agent.identity.session import SessionState
+from agent.service.periodic import Periodic
 from agent.service.state import AgentStatus
 
 METRICS_NAME: Final = "metrics.prom"
 WRITE_EVERY_S: Final = 15.0
 FIRST_S: Final = 3.0
 """Not while the agent starts."""
-STOP_LIMIT_S: Final = 0.5
 
 log = structlog.get_logger()
 
@@ -81,41 +81,29 @@ class MetricsFile:
     ) -> None:
         self._path = path
         self._status = status
-        self._every_s = every_s
         self._started_s = time.time()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
+        self._writing = Periodic("metrics", self.write, every_s=every_s, first_s=FIRST_S)
 
     def write(self) -> None:
         """Write it once; monitoring that finds no file, or an old one, says so by itself."""
         status = self._status()
         if self._path is None or status is None:
             return
-        partial = self._path.with_name(f"{METRICS_NAME}.partial")
         try:
-            partial.write_bytes(render_metrics(status, resident_bytes=_resident_bytes(), started_s=self._started_s))
-            partial.chmod(0o644)  # whatever the unit's umask: the node exporter is another user
-            partial.replace(self._path)
+            show(self._path, render_metrics(status, resident_bytes=_resident_bytes(), started_s=self._started_s))
         except OSError as error:
             log.debug("metrics_not_written", reason=str(error))
 
-    def _run(self) -> None:
-        wait_s = min(FIRST_S, self._every_s)
-        while not self._stop.wait(wait_s):
-            self.write()
-            wait_s = self._every_s
-
     def __enter__(self) -> Self:
         if self._path is not None:
-            self._thread.start()
+            self._writing.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
         if self._path is not None:
-            self._thread.join(STOP_LIMIT_S)
+            self._writing.__exit__(kind, value, trace)
             self._path.unlink(missing_ok=True)  # an agent that is stopped has no metrics
 
 

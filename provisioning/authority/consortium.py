@@ -127,6 +127,20 @@ class Step:
     do: Callable[[], None]
 
 
+def take_missing(steps: Sequence[Step], tell: Callable[[str], object]) -> bool:
+    """Take the steps that were not taken yet, in order; returns whether there were any.
+
+    Args:
+        steps: All of them.
+        tell: Told of each as it was taken.
+    """
+    missing = [step for step in steps if not step.is_done()]
+    for step in missing:
+        step.do()
+        tell(step.what)
+    return bool(missing)
+
+
 class Founding:
     """Founds a consortium in a directory.
 
@@ -177,11 +191,7 @@ class Founding:
             HardwareError: A key's device or the disk does not answer.
         """
         self._check_plan()
-        missing = [step for step in self.steps if not step.is_done()]
-        for step in missing:
-            step.do()
-            tell(step.what)
-        return bool(missing)
+        return take_missing(self.steps, tell)
 
     def describe(self) -> list[str]:
         """What there will be, in plain words, a line each; nothing is made."""

@@ -17,7 +17,7 @@ from agent.core.validation import explain_invalid
 from agent.trust.channels import CHANNELS_ROLE
 from agent.trust.delegations import RELEASES
 from agent.trust.snapshot import Environment
-from provisioning.authority.consortium import MIN_PASSPHRASE_CHARACTERS, Step
+from provisioning.authority.consortium import MIN_PASSPHRASE_CHARACTERS, Step, take_missing
 from provisioning.authority.keyring import Keyring
 from provisioning.authority.layout import AuthorityLayout
 from provisioning.authority.online import LocalOnlineSigner
@@ -136,11 +136,7 @@ class ReleaseFounding:
                 f"{self._layout.path} was begun with other options.",
                 next_step="Name another directory, or repeat the options of the first call.",
             )
-        missing = [step for step in self.steps if not step.is_done()]
-        for step in missing:
-            step.do()
-            tell(step.what)
-        return bool(missing)
+        return take_missing(self.steps, tell)
 
     def _write_plan(self) -> None:
         make_directory(self._layout.path)

@@ -26,7 +26,7 @@ from provisioning.registrar.guard import HEADERS, MAX_EVIDENCE_REQUEST_BYTES, MA
 from provisioning.registrar.limits import ADDRESS_RATE, MAX_HELD_FROM_ADDRESS_BYTES, TOKEN_RATE
 from provisioning.tokens.token import TokenEntry
 from tests.simulators.authority import new_node, new_signer
-from tests.simulators.registrar_host import PlainBox, RegistrarHost
+from tests.simulators.registrar_host import PlainBox, RegistrarHost, own_client
 
 A, B = "hospital-a", "hospital-b"
 
@@ -39,10 +39,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistrarHost]:
 
 @pytest.fixture
 def client(host: RegistrarHost) -> Iterator[httpx.Client]:
-    """From an address of its own, so that no test uses up another's share of requests."""
-    address = f"127.{secrets.randbelow(200) + 2}.{secrets.randbelow(256)}.{secrets.randbelow(254) + 1}"
-    transport = httpx.HTTPTransport(verify=host.trust, local_address=address)
-    with httpx.Client(base_url=f"https://{host.address}", transport=transport, timeout=30) as client:
+    with own_client(host) as client:
         yield client
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import socket
 import time
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from provisioning.registrar.publish import Published, PublishedReader
 from provisioning.registrar.settings import parse_settings
 from tests.simulators.beating_box import BeatingBox, new_key, request_body, sign
 from tests.simulators.clock import SetClock
-from tests.simulators.registrar_host import RegistrarHost
+from tests.simulators.registrar_host import RegistrarHost, own_client
 from tests.simulators.superlink import free_port
 
 A, B = "hospital-a", "hospital-b"
@@ -45,10 +44,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistrarHost]:
 
 @pytest.fixture
 def client(host: RegistrarHost) -> Iterator[httpx.Client]:
-    """From an address of its own, so that no test uses up another's share of requests."""
-    address = f"127.{secrets.randbelow(200) + 2}.{secrets.randbelow(256)}.{secrets.randbelow(254) + 1}"
-    transport = httpx.HTTPTransport(verify=host.trust, local_address=address)
-    with httpx.Client(base_url=f"https://{host.address}", transport=transport, timeout=30) as client:
+    with own_client(host) as client:
         yield client
 
 

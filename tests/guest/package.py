@@ -10,10 +10,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.statements.release import Release, Version
-from provisioning.releases.image import measure_image
 from tests.guest.tree import BUILD, directory_image
-from tests.simulators.packages import BUILT_S, wrap_release
+from tests.simulators.packages import wrap_release, write_record
 from tests.simulators.releases import Publisher
 
 SOURCE = Path(__file__).resolve().parents[2]
@@ -102,18 +100,7 @@ def _build_release(source: Path, target: Path, version: str, publisher: Publishe
     result = subprocess.run(command, env=quickly, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     shutil.rmtree(target / "parts", ignore_errors=True)
-    measured = measure_image(target / "app.raw")
-    release = Release(
-        version=Version.parse(version),
-        epoch=0,
-        image_sha256=measured.sha256,
-        image_bytes=measured.length,
-        root_hash=measured.root_hash,
-        salt=measured.salt,
-        commit="0" * 40,
-        built_s=BUILT_S,
-    )
-    (target / "release.json").write_bytes(publisher.record(release))
+    write_record(target / "app.raw", version, publisher)
 
 
 def _size_for(file: Path) -> str:

@@ -36,8 +36,14 @@ def write_release(release: Path, version: str, publisher: Publisher) -> Path:
     image = release / "app.raw"
     options = ("-noappend", "-quiet", "-no-progress", "-all-root")
     run("mksquashfs", str(content), str(image), *options)
+    write_record(image, version, publisher)
+    return release
+
+
+def write_record(image: Path, version: str, publisher: Publisher) -> None:
+    """The signed record of an image, beside it."""
     measured = measure_image(image)
-    record = Release(
+    release = Release(
         version=Version.parse(version),
         epoch=0,
         image_sha256=measured.sha256,
@@ -47,8 +53,7 @@ def write_release(release: Path, version: str, publisher: Publisher) -> Path:
         commit="0" * 40,
         built_s=BUILT_S,
     )
-    (release / "release.json").write_bytes(publisher.record(record))
-    return release
+    image.with_name("release.json").write_bytes(publisher.record(release))
 
 
 def wrap_release(release: Path, place: Path, publisher: Publisher) -> Path:

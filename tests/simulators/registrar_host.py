@@ -463,3 +463,12 @@ def token_text_of(host: RegistrarHost, token: Token) -> str:
     """A token as its hospital's key issues it."""
     issuer = host.issuer(token.site)
     return issue_token(token, issuer.public_key, issuer.sign)
+
+
+@contextmanager
+def own_client(host: RegistrarHost) -> Iterator[httpx.Client]:
+    """A client with an address of its own, so that no test uses up another's share of requests."""
+    address = f"127.{secrets.randbelow(200) + 2}.{secrets.randbelow(256)}.{secrets.randbelow(254) + 1}"
+    transport = httpx.HTTPTransport(verify=host.trust, local_address=address)
+    with httpx.Client(base_url=f"https://{host.address}", transport=transport, timeout=30) as client:
+        yield client

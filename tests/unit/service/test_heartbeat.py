@@ -134,7 +134,7 @@ def test_a_failure_goes_no_further_and_the_next_one_is_sent(box: Played, failure
 def test_they_are_sent_again_and_again_until_the_end(tmp_path: Path) -> None:
     box = Played(tmp_path, every_s=0.01)
     box.keeper.renew()
-    with box.heart:
+    with box.heart.beating():
         for _ in range(3):
             assert box.came.acquire(timeout=10)
     assert not any(thread.name == "heart" for thread in threading.enumerate())
