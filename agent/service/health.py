@@ -1,6 +1,6 @@
 """What the agent says of itself to whoever judges its release: health.json, beside which nothing is asked.
 
-    {"version": "1.4.0", "pid": 812, "boot_id": "...", "since_s": 34,
+    {"version": "1.4.0", "pid": 812, "since_s": 34,
      "checks": {"agent": true, "key": true, "superlink": null, "self_test": null}, "sentence": "..."}
 
 A check is null while nothing is known of it. The slot tool (`agent.update.trial`) keeps a release on trial that is well
@@ -13,7 +13,6 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,6 @@ from agent.federation.node import Link
 from agent.identity.key import HardwareKey
 
 HEALTH_NAME: Final = "health.json"
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _REACHED: Final[Mapping[str, bool]] = {Link.ONLINE.value: True, Link.LOST.value: False}
 
 log = structlog.get_logger()
@@ -109,7 +107,6 @@ class HealthReport:
         report = {
             "version": software_version(),
             "pid": self.pid,
-            "boot_id": _boot_id(),
             "since_s": self._since_s,
             "checks": asdict(self._checks),
             "sentence": self._sentence,
@@ -159,11 +156,4 @@ def _failure_of(check: Callable[[], None]) -> str:
     except Exception as error:
         log.exception("self_test_broke")
         return f"{type(error).__name__}."
-    return ""
-
-
-def _boot_id() -> str:
-    """The kernel's name for this boot; empty where the unit hides it."""
-    with suppress(OSError):
-        return _BOOT_ID.read_text(encoding="ascii").strip()
     return ""

@@ -187,7 +187,7 @@ class SlotBox:
     def report(self, version: str, **checks: bool | None) -> None:
         """The agent speaks of its health; well where nothing else is said."""
         found = {"agent": True, "key": True, "superlink": True, "self_test": True} | checks
-        fields = {"version": version, "pid": 7, "boot_id": "b", "since_s": self.now_s, "checks": found, "sentence": "-"}
+        fields = {"version": version, "pid": 7, "since_s": self.now_s, "checks": found, "sentence": "-"}
         self.health.write_text(json.dumps(fields))
 
     def reboot(self) -> None:
