@@ -85,6 +85,7 @@ def test_boxes_of_one_hospital_begin_and_never_end(store: Store, monkeypatch: py
     store.create(enrolment(2))
 
 
+@pytest.mark.slow
 def test_hospital_publishes_without_end(host: RegistrarHost) -> None:
     body = json.dumps({"metadata": encode_bytes(b"x")}).encode()
     path = f"/v1/sites/{A}/metadata"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from tests.handbook.errors import ROOT, page
+from tests.handbook.errors import ROOT, find_failures, page
 
 
 def main() -> None:
     """Write all pages."""
-    (ROOT / "docs" / "errors.md").write_text(page(), encoding="utf-8")
+    (ROOT / "docs" / "errors.md").write_text(page(find_failures(ROOT)), encoding="utf-8")
 
 
 if __name__ == "__main__":

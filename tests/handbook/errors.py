@@ -54,15 +54,15 @@ class Failure:
     next_step: str
 
 
-def page(root: Path = ROOT) -> str:
-    """The whole page."""
+def page(failures: Iterable[Failure]) -> str:
+    """The whole page, from what `find_failures` found."""
     by_room: dict[str, dict[str, list[Failure]]] = defaultdict(lambda: defaultdict(list))
-    for failure in sorted(set(find_failures(root))):
+    for failure in sorted(set(failures)):
         by_room[failure.code.partition(".")[0]][failure.code].append(failure)
     parts = [_HEAD]
     for room, codes in sorted(by_room.items()):
         parts.append(f"## {room}\n")
-        parts += [_entry(code, failures) for code, failures in sorted(codes.items())]
+        parts += [_entry(code, places) for code, places in sorted(codes.items())]
     return "\n".join(parts).rstrip() + "\n"
 
 

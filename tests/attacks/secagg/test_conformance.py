@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -147,6 +148,7 @@ class Walk:
             assert (record.lock == OPEN_LOCK) is (lock == OPEN)
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=60, suppress_health_check=list(HealthCheck))
 def test_real_nodes_answer_and_refuse_what_the_model_does(data: st.DataObject) -> None:

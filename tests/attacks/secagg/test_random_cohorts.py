@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
@@ -105,6 +106,7 @@ def check_exact(cohort: Cohort, result: RoundSum) -> None:
     assert np.all(np.abs(result.total.update - mean / weights.sum()) <= len(chosen) * step * 1.001 + 1e-5 * codec.clip)
 
 
+@pytest.mark.slow
 @given(studies(), st.data())
 @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 def test_every_round_ends_in_the_exact_sum_or_a_refusal(terms: Terms, data: st.DataObject) -> None:

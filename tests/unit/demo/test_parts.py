@@ -29,6 +29,7 @@ def test_a_part_that_ends_by_itself_is_named_with_the_end_of_its_log(tmp_path: P
     assert str(tmp_path / "part.log") in caught.value.next_step
 
 
+@pytest.mark.slow
 def test_stopping_ends_descendants_too(tmp_path: Path) -> None:
     part = start(tmp_path, PARENT)
     root = psutil.Process(part.process.pid)

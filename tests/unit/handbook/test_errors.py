@@ -3,8 +3,10 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from agent.core.errors import OperatorError
-from tests.handbook.errors import ROOT, find_failures, page
+from tests.handbook.errors import ROOT, Failure, find_failures, page
 
 SAMPLE = """
 _AGAIN = "Put it " + "back."
@@ -19,6 +21,11 @@ def load(path):
 def other(text):
     log("not.an_error", text)
 """
+
+
+@pytest.fixture(scope="module")
+def failures() -> list[Failure]:
+    return list(find_failures(ROOT))
 
 
 def test_codes_sentences_and_steps_are_read_from_the_calls(tmp_path: Path) -> None:
@@ -36,17 +43,15 @@ def test_an_error_s_anchor_is_on_the_page() -> None:
     assert f'<a id="{anchor}">' in (ROOT / path).read_text(encoding="utf-8")
 
 
-def test_every_failure_has_a_sentence_and_a_next_step() -> None:
-    poor = {
-        item.code for item in find_failures(ROOT) if item.sentence in {"", "<...>"} or item.next_step in {"", "<...>"}
-    }
+def test_every_failure_has_a_sentence_and_a_next_step(failures: list[Failure]) -> None:
+    poor = {item.code for item in failures if item.sentence in {"", "<...>"} or item.next_step in {"", "<...>"}}
     assert not poor
 
 
-def test_the_page_is_up_to_date() -> None:
-    assert (ROOT / "docs" / "errors.md").read_text(encoding="utf-8") == page(), "run `make docs`"
+def test_the_page_is_up_to_date(failures: list[Failure]) -> None:
+    assert (ROOT / "docs" / "errors.md").read_text(encoding="utf-8") == page(failures), "run `make docs`"
 
 
-def test_every_code_is_a_heading_once() -> None:
-    codes = re.findall(r"^### `(.+)`$", page(), flags=re.MULTILINE)
-    assert len(codes) == len(set(codes)) == len({item.code for item in find_failures(ROOT)})
+def test_every_code_is_a_heading_once(failures: list[Failure]) -> None:
+    codes = re.findall(r"^### `(.+)`$", page(failures), flags=re.MULTILINE)
+    assert len(codes) == len(set(codes)) == len({item.code for item in failures})

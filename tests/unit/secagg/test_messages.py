@@ -147,6 +147,7 @@ def test_a_message_with_anything_planted_anywhere_parses_to_itself_or_is_refused
         assert parsed.header() == altered
 
 
+@pytest.mark.slow
 @given(st.sampled_from(PARSERS), st.dictionaries(st.text(max_size=12), VALUES, max_size=7), st.binary(max_size=32))
 @settings(max_examples=300, deadline=None)
 def test_arbitrary_headers_are_refused(parse: Parser, header: dict[str, object], payload: bytes) -> None:
