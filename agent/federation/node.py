@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -42,6 +44,9 @@ RETRY_CAP_S = 5.0
 KEY_RETRY_CAP_S = 1.0
 """A key that was put back is used again within this."""
 HEARTBEAT_SHARE = 0.7
+CONFIRM_AFTER_S = 5.0
+"""From an answer until its message is confirmed, whereupon the SuperLink forgets its content. An answer can be quicker
+than its message's last objects, and the error that these then meet ends the ServerApp that sends them."""
 STALL_S = 300.0
 """A loop that has not turned for so long, with no message in work, hangs."""
 
@@ -129,10 +134,15 @@ class NodeSettings:
 
 @dataclass(slots=True)
 class _Work:
-    """The one message in hand: taken, then answered, then sent."""
+    """The one message in hand: taken, then answered, then sent.
+
+    Args:
+        fetched: Whether its content was taken in; what was not may still be on its way.
+    """
 
     delivery: Delivery | None = None
     reply: Reply | None = None
+    fetched: bool = True
 
 
 class Node:
@@ -174,6 +184,7 @@ class Node:
         self._dice = dice
         self._on_change = on_change or (lambda _: None)
         self._work = _Work()
+        self._unconfirmed: deque[tuple[float, Delivery]] = deque()
         self._rejected_heartbeat: NotRecognisedError | None = None
         self._turned_s = clock.monotonic_s()
         self._status = NodeStatus(Link.JOINING)
@@ -241,6 +252,7 @@ class Node:
         if (rejected := self._rejected_heartbeat) is not None:
             self._rejected_heartbeat = None
             raise rejected
+        self._confirm_due()
         if self._work.reply is None and self._work.delivery is None:
             self._work.delivery = self._fleet.receive()
             if self._work.delivery is None:
@@ -263,16 +275,23 @@ class Node:
         if work.reply is None:
             return
         self._fleet.send(work.reply)
-        delivery = work.reply.delivery
         self._work = _Work()
         self._keep(self._memory.forget_in_hand)
-        self._fleet.confirm(delivery)
+        if work.fetched:
+            self._unconfirmed.append((self._clock.monotonic_s() + CONFIRM_AFTER_S, work.reply.delivery))
+
+    def _confirm_due(self) -> None:
+        while self._unconfirmed and self._unconfirmed[0][0] <= self._clock.monotonic_s():
+            _, delivery = self._unconfirmed.popleft()
+            with suppress(RunEndedError, CallRefusedError):  # the SuperLink has forgotten it by itself
+                self._fleet.confirm(delivery)
 
     def _reply_to(self, delivery: Delivery) -> Reply:
         try:
             frame = self._fleet.fetch(delivery)
         except PeerProtocolError as error:
             log.warning("message_malformed", error=error)
+            self._work.fetched = False
             return build_refusal(delivery, Refusal.MALFORMED)
         self._show(answering=f"{frame.study} {frame.stage.value} {frame.round}")
         begin_s = self._clock.monotonic_s()

@@ -80,7 +80,12 @@ class Bench:
             assert not self.thread.is_alive()
 
     def wait_for_answers(self, count: int) -> list[Frame | Refusal]:
-        wait_until(lambda: len(self.superlink.confirmed) >= count, limit_s=5, what="answers", interval_s=0.005)
+        wait_until(
+            lambda: len(self.superlink.replies) >= count and self.memory.load_in_hand() is None,
+            limit_s=5,
+            what="answers",
+            interval_s=0.005,
+        )
         return self.superlink.answers()
 
     def links(self) -> list[Link]:
@@ -151,6 +156,28 @@ def test_a_malformed_message_is_refused_and_the_next_one_answered(bench: Bench) 
     bench.start()
     assert bench.wait_for_answers(2) == [Refusal.MALFORMED, FRAME]
     assert bench.answerer.seen == [FRAME]
+
+
+def test_a_message_is_forgotten_at_the_superlink_once_its_sender_must_have_finished(bench: Bench) -> None:
+    bench.superlink.offer_frame(FRAME)
+    bench.start()
+    bench.wait_for_answers(1)
+    polls = bench.superlink.calls.count("pull-messages")
+    wait_until(lambda: bench.superlink.calls.count("pull-messages") > polls + 2, limit_s=5, what="polls")
+    assert bench.superlink.confirmed == []
+    bench.clock.move(node_module.CONFIRM_AFTER_S)
+    wait_until(lambda: len(bench.superlink.confirmed) == 1, limit_s=5, what="the confirmation")
+
+
+def test_a_message_that_was_not_taken_in_is_never_confirmed(bench: Bench) -> None:
+    bench.superlink.offer_frame(b"no frame")
+    bench.superlink.offer_frame(FRAME)
+    taken = bench.superlink.waiting[1][0].metadata.message_id
+    bench.start()
+    bench.wait_for_answers(2)
+    bench.clock.move(node_module.CONFIRM_AFTER_S)
+    wait_until(lambda: bool(bench.superlink.confirmed), limit_s=5, what="the confirmation")
+    assert bench.superlink.confirmed == [taken]
 
 
 def test_a_refusal_carries_its_word_and_nothing_of_its_cause(bench: Bench) -> None:
