@@ -17,11 +17,11 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Annotated, Any, Final, Literal, Self
+from types import MappingProxyType, TracebackType
+from typing import Any, Final, Self
 
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from agent.core.clock import Clock
 from agent.core.errors import (
@@ -33,9 +33,18 @@ from agent.core.errors import (
     SecureHealthError,
     SoftwareError,
 )
-from agent.core.ids import IdentifierText, SiteID
+from agent.core.ids import SiteID
 from agent.identity.key import HardwareKey
 from agent.identity.session import SessionKeeper, another_key
+from agent.service.requests import (
+    AcceptKeysRequest,
+    Handlers,
+    Request,
+    SessionAcceptRequest,
+    SessionOfferRequest,
+    StatusRequest,
+    parse_request,
+)
 from agent.service.state import AgentStatus, not_running
 from agent.statements.envelope import encode_proof
 from agent.statements.kinds import SessionCertificate
@@ -58,15 +67,6 @@ Answerer = Callable[[bytes], bytes]
 """Answers one line with one line; never raises."""
 
 log = structlog.get_logger()
-
-
-class _Request(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    request: Literal["status", "session-offer", "session-accept", "accept-keys"]
-    proof: Annotated[str, Field(max_length=MAX_LINE_BYTES)] = ""
-    site: IdentifierText = ""
-    keys: Annotated[str, Field(pattern=r"^([0-9a-f]{64}( [0-9a-f]{64}){0,7})?$")] = ""
 
 
 class _Failure(BaseModel):
@@ -92,6 +92,7 @@ class ControlDesk:
         keeper: Of the session; None where this box keeps none.
         status: How the agent does.
         accept_keys: Believes a hospital's other keys, by their ids; None where this box has no repository.
+        handlers: Answer all other requests, by the request's word; none where this box governs no studies.
     """
 
     def __init__(
@@ -99,10 +100,12 @@ class ControlDesk:
         keeper: SessionKeeper | None,
         status: Callable[[], AgentStatus],
         accept_keys: AcceptKeys | None = None,
+        handlers: Handlers = MappingProxyType({}),
     ) -> None:
         self._keeper = keeper
         self._status = status
         self._accept_keys = accept_keys
+        self._handlers = handlers
 
     def answer(self, line: bytes) -> bytes:
         """Answer one line, without its end; whatever comes in, a line goes out."""
@@ -115,19 +118,33 @@ class ControlDesk:
         except Exception as error:
             log.exception("control_request_broke")
             answer = _Answer(failure=_failure_of(_broken(error)))
-        return answer.model_dump_json(exclude_defaults=True).encode() + b"\n"
+        line = answer.model_dump_json(exclude_defaults=True).encode() + b"\n"
+        if len(line) <= MAX_LINE_BYTES:
+            return line
+        log.error("control_answer_too_large", bytes=len(line))
+        return _Answer(failure=_failure_of(_too_large())).model_dump_json(exclude_defaults=True).encode() + b"\n"
 
-    def _do(self, request: _Request) -> dict[str, Any]:
-        if request.request == "status":
-            return asdict(self._status())
-        if request.request == "accept-keys":
-            if self._accept_keys is None:
-                raise _no_repository()
-            self._accept_keys(SiteID(request.site), request.keys.split())
-            return {}
+    def _do(self, request: Request) -> dict[str, Any]:
+        match request:
+            case StatusRequest():
+                return asdict(self._status())
+            case AcceptKeysRequest():
+                if self._accept_keys is None:
+                    raise _no_repository()
+                self._accept_keys(SiteID(request.site), request.keys.split())
+                return {}
+            case SessionOfferRequest() | SessionAcceptRequest():
+                return self._session(request)
+        handler = self._handlers.get(request.request)
+        if handler is None:
+            raise _not_governed()
+        answer = handler(request)
+        return {} if answer is None else answer.model_dump(mode="json")
+
+    def _session(self, request: SessionOfferRequest | SessionAcceptRequest) -> dict[str, Any]:
         if self._keeper is None:
             raise _no_sessions()
-        if request.request == "session-offer":
+        if isinstance(request, SessionOfferRequest):
             return {"certificate": self._keeper.offer().payload().decode()}
         return {"expires_s": self._keeper.accept(request.proof.encode()).expires_s}
 
@@ -253,12 +270,12 @@ class ControlSocket:
         call.channel.close()
 
 
-def ask_agent(directory: Path, request: str, **fields: str) -> dict[str, Any]:
+def ask_agent(directory: Path, request: str, **fields: str | int | None) -> dict[str, Any]:
     """Ask the agent that runs on a state directory.
 
     Args:
         directory: Its state directory.
-        request: `status`, `session-offer`, `session-accept` or `accept-keys`.
+        request: A word of `agent.service.requests`.
         fields: What belongs to the request.
 
     Returns:
@@ -280,11 +297,11 @@ def ask_agent(directory: Path, request: str, **fields: str) -> dict[str, Any]:
     except PermissionError as error:
         raise _not_heard() from error
     except OSError as error:
-        raise _no_answer() from error
+        raise no_answer() from error
     try:
         answer = _Answer.model_validate_json(data)
     except ValidationError as error:
-        raise _no_answer() from error
+        raise no_answer() from error
     if answer.failure is not None:
         raise _error_of(answer.failure)
     return answer.result
@@ -355,9 +372,9 @@ def _read_line(channel: socket.socket) -> bytes:
     return bytes(data)
 
 
-def _parse_request(line: bytes) -> _Request:
+def _parse_request(line: bytes) -> Request:
     try:
-        return _Request.model_validate_json(line)
+        return parse_request(line)
     except ValidationError as error:
         raise OperatorError(
             "service.bad_request",
@@ -395,6 +412,22 @@ def _no_repository() -> OperatorError:
     )
 
 
+def _not_governed() -> OperatorError:
+    return OperatorError(
+        "service.not_governed",
+        "This box keeps no permits and no audit log: it has no consortium yet, or it runs demonstrations only.",
+        next_step="Enrol it; in a demonstration, add a [governance] section to its configuration.",
+    )
+
+
+def _too_large() -> SoftwareError:
+    return SoftwareError(
+        "service.answer_too_large",
+        "The agent's answer to this request is larger than an answer may be.",
+        next_step="Report it, with what was asked.",
+    )
+
+
 def _no_sessions() -> OperatorError:
     return OperatorError(
         "service.no_sessions",
@@ -411,7 +444,8 @@ def _not_heard() -> OperatorError:
     )
 
 
-def _no_answer() -> SoftwareError:
+def no_answer() -> SoftwareError:
+    """The failure of a command that does not understand the agent."""
     return SoftwareError(
         "service.no_answer",
         "The agent on this box gives no answer that can be understood.",

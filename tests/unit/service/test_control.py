@@ -13,10 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from agent.core.box_view import ExportPiece, StudiesAnswer, StudyLine
 from agent.core.clock import SystemClock
 from agent.core.errors import HardwareError, OperatorError, PeerProtocolError, SecureHealthError, SoftwareError
 from agent.identity.session import SessionKeeper, Subject
 from agent.service.control import LEAVE_LIMIT_S, MAX_LINE_BYTES, ControlDesk, ControlSocket, ask_agent, renew_session
+from agent.service.requests import StudiesRequest, StudyRequest
+from agent.service.running_box import RunningBox
 from agent.service.state import AgentStatus
 from agent.statements.kinds import SessionCertificate
 from agent.statements.roots import KeyKind
@@ -300,3 +303,53 @@ def test_an_offer_that_is_none_is_not_signed(tmp_path: Path, key: FakeKey) -> No
     ):
         renew_session(tmp_path, key)
     assert not key.proofs
+
+
+class TestHandlers:
+    """What other parts answer through the same socket."""
+
+    def test_a_handler_gets_the_checked_request_and_its_view_comes_back(self, tmp_path: Path) -> None:
+        asked: list[str] = []
+
+        def study(request: StudyRequest) -> StudyLine:
+            asked.append(request.study)
+            return StudyLine(study=request.study, study_digest="ab", title="T", requester="R", state="waiting")
+
+        desk = ControlDesk(None, lambda: STATUS, handlers={"study": study})
+        with ControlSocket(tmp_path, desk.answer, SystemClock()):
+            answer = ask_agent(tmp_path, "study", study="heart")
+            with pytest.raises(OperatorError, match="does not know"):
+                ask_agent(tmp_path, "study", study="../heart")
+        assert StudyLine.model_validate(answer).study == "heart"
+        assert asked == ["heart"]
+
+    def test_a_box_that_governs_nothing_says_so(self, tmp_path: Path) -> None:
+        with (
+            ControlSocket(tmp_path, ControlDesk(None, lambda: STATUS).answer, SystemClock()),
+            pytest.raises(OperatorError) as refusal,
+        ):
+            RunningBox(tmp_path).budget()
+        assert refusal.value.code == "service.not_governed"
+
+    def test_an_answer_beyond_a_line_is_a_failure_that_fits(self, tmp_path: Path) -> None:
+        piece = ExportPiece(size=1, offset=0, text="x" * MAX_LINE_BYTES, total=MAX_LINE_BYTES)
+        desk = ControlDesk(None, lambda: STATUS, handlers={"audit-export": lambda _: piece})
+        with (
+            ControlSocket(tmp_path, desk.answer, SystemClock()),
+            pytest.raises(SecureHealthError) as failure,
+        ):
+            RunningBox(tmp_path).export(1, 0)
+        assert failure.value.code == "service.answer_too_large"
+
+    def test_a_list_that_comes_in_parts_is_put_together(self, tmp_path: Path) -> None:
+        names = [f"study-{number}" for number in range(5)]
+
+        def studies(request: StudiesRequest) -> StudiesAnswer:
+            part = names[request.start : request.start + 2]
+            lines = tuple(StudyLine(study=n, study_digest="ab", title="", requester="", state="waiting") for n in part)
+            end = request.start + len(part)
+            return StudiesAnswer(studies=lines, following=end if end < len(names) else None)
+
+        desk = ControlDesk(None, lambda: STATUS, handlers={"studies": studies})
+        with ControlSocket(tmp_path, desk.answer, SystemClock()):
+            assert [line.study for line in RunningBox(tmp_path).studies()] == names
