@@ -23,11 +23,9 @@ from agent.attestation.possession import verify_possession
 from agent.attestation.reader import malformed
 from agent.core.errors import PeerProtocolError
 from agent.statements.envelope import pre_authentication_encoding
-from agent.statements.roots import EvidenceClass, FIDO2Terms, KeyKind, RootKey, public_key_bytes
+from agent.statements.roots import NODE_RP_ID, EvidenceClass, FIDO2Terms, KeyKind, RootKey, public_key_bytes
 
 REGISTRATION_TYPE = "application/vnd.secur-e-health.fido2-registration.v1"
-NODE_RP_ID = "node.secur-e-health"
-"""The relying party of node keys; stewards' approvals have another, so neither can stand for the other."""
 MAX_ATTESTATION_BYTES = 1 << 14
 _ES256_ON_P256 = {1: 2, 3: -7, -1: 1}  # RFC 9053, 7.1.1: kty EC2, ES256, P-256
 _UNREADABLE = (

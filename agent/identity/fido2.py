@@ -27,7 +27,7 @@ from fido2.webauthn import AttestationObject
 from typing_extensions import override
 
 from agent.attestation.evidence import Evidence
-from agent.attestation.fido2 import NODE_RP_ID, attested_key, registration_hash
+from agent.attestation.fido2 import attested_key, registration_hash
 from agent.attestation.possession import POSSESSION_TYPE
 from agent.core.errors import HardwareError, OperatorError, PeerProtocolError, SecureHealthError
 from agent.identity import fido2_pin
@@ -46,6 +46,7 @@ from agent.identity.key import (
 )
 from agent.statements.envelope import pre_authentication_encoding
 from agent.statements.roots import (
+    NODE_RP_ID,
     EvidenceClass,
     FIDO2Terms,
     KeyKind,

@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from agent.core.errors import PeerProtocolError
 from agent.statements.envelope import Proof
 
+NODE_RP_ID = "node.secur-e-health"
+"""The relying party of node keys; stewards' keys have others, so neither can stand for the other."""
 AUTHENTICATOR_DATA_BYTES = 37
 """rpIdHash (32) | flags (1) | signCount (4): WebAuthn Level 3, 6.1; more follows only with the AT or ED flag."""
 _FLAG_USER_PRESENT = 0x01
@@ -140,11 +142,30 @@ def verify_with(public_key: ec.EllipticCurvePublicKey, proof: Proof) -> None:
 
 
 def _verify_assertion(proof: Proof, root: RootKey) -> int:
-    # WebAuthn Level 3, 7.2, over clientDataHash = SHA-256(PAE): there is no browser, so no clientDataJSON.
+    # Over clientDataHash = SHA-256(PAE): there is no browser, so no clientDataJSON.
+    data, signature = _split_assertion(proof.signature)
+    return verify_assertion(root, data, signature, hashlib.sha256(proof.signed_bytes()).digest())
+
+
+def verify_assertion(root: RootKey, data: bytes, signature: bytes, client_data_hash: bytes) -> int:
+    """Verify a FIDO2 key's assertion (WebAuthn Level 3, 7.2); the client data is the caller's to check.
+
+    Args:
+        root: From a trusted record, with its FIDO2 terms.
+        data: authenticatorData.
+        signature: DER.
+        client_data_hash: (32,).
+
+    Returns:
+        The signature counter, for the caller to remember.
+
+    Raises:
+        PeerProtocolError: It does not hold, or not on the key's terms.
+    """
     if root.fido2 is None:
         raise _unverified("its key has no FIDO2 terms on record")
-    data, signature = _split_assertion(proof.signature)
-    client_data_hash = hashlib.sha256(proof.signed_bytes()).digest()
+    if len(data) < AUTHENTICATOR_DATA_BYTES:
+        raise _unverified("it is no assertion")
     if client_data_hash == _ZERO_HASH:  # clients preflight with it, so a signature over it proves nothing
         raise _unverified("it is over a zero hash")
     if data[:32] != hashlib.sha256(root.fido2.rp_id.encode()).digest():

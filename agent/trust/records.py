@@ -16,6 +16,7 @@ from typing import Annotated, Literal, Self, TypeVar
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
+from cryptography.x509 import load_pem_x509_certificate
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from agent.core.config import Address
@@ -23,7 +24,16 @@ from agent.core.errors import PeerProtocolError
 from agent.core.ids import IdentifierText
 from agent.core.validation import explain_invalid
 from agent.statements.kinds import Hex32
-from agent.statements.roots import EvidenceClass, FIDO2Terms, KeyKind, RootKey, load_public_key, public_key_bytes
+from agent.statements.roots import (
+    NODE_RP_ID,
+    EvidenceClass,
+    FIDO2Terms,
+    KeyKind,
+    RootKey,
+    key_id,
+    load_public_key,
+    public_key_bytes,
+)
 from agent.trust.study import EvidenceName
 
 MAX_RECORD_BYTES = 1 << 20
@@ -151,25 +161,58 @@ class NodeFile(_Record):
 class StewardFile(_Record):
     """`sites/<site>/stewards/<steward>.json`: who decides at the hospital what its data may be used for.
 
+    A record with a credential is a passkey's or security key's (WebAuthn); one without is a smartcard's (PIV).
+
     Args:
         site: The hospital.
-        steward: Short name.
+        steward: Short name of this key.
+        person: Whose it is, as people call them; two keys of one person count as one where two people must approve.
         rp_id: The relying party that the credential was made for.
         credential_id: Hex.
-        public_key: PEM; P-256.
+        public_key: PEM; P-256, or on a card P-384.
+        certificate: PEM, where the card's issuer gave it one.
     """
 
     format: Literal["secur-e-health/steward/1"] = "secur-e-health/steward/1"
     site: IdentifierText
     steward: IdentifierText
-    rp_id: Annotated[str, Field(min_length=1, max_length=253)]
-    credential_id: Annotated[str, Field(pattern=r"^(?:[0-9a-f]{2}){1,1024}$")]
+    person: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    rp_id: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    credential_id: Annotated[str, Field(pattern=r"^(?:[0-9a-f]{2}){1,1024}$")] | None = None
     public_key: PEMText
+    certificate: PEMText | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        parse_public_pem(self.public_key)
+        key = parse_public_pem(self.public_key)
+        if (self.rp_id is None) != (self.credential_id is None):
+            raise ValueError("rp_id and credential_id stand together, or not at all")
+        if self.rp_id == NODE_RP_ID:
+            raise ValueError("its credential was made for boxes, not for people")
+        if self.certificate is not None:
+            if self.rp_id is not None:
+                raise ValueError("only a smartcard's record has a certificate")
+            if public_key_bytes(parse_certificate_pem(self.certificate)[0]) != public_key_bytes(key):
+                raise ValueError("the certificate is another key's")
         return self
+
+    @property
+    def kind(self) -> Literal["webauthn", "piv"]:
+        """What holds the key."""
+        return "piv" if self.rp_id is None else "webauthn"
+
+    @property
+    def key_id(self) -> str:
+        """SHA-256 of the key's SubjectPublicKeyInfo, hex."""
+        return key_id(parse_public_pem(self.public_key))
+
+    @property
+    def root(self) -> RootKey:
+        """The key, with the terms that its signatures must meet."""
+        key = public_key_bytes(parse_public_pem(self.public_key))
+        if self.rp_id is None:
+            return RootKey(KeyKind.PIV, key)
+        return RootKey(KeyKind.FIDO2, key, fido2=FIDO2Terms(self.rp_id))
 
 
 class Revocation(_Record):
@@ -231,6 +274,25 @@ def parse_public_pem(pem: str) -> ec.EllipticCurvePublicKey:
         return load_public_key(public_key_bytes(key))
     except PeerProtocolError as error:
         raise ValueError("a public key is on another curve than P-256 and P-384") from error
+
+
+def parse_certificate_pem(pem: str) -> tuple[ec.EllipticCurvePublicKey, int]:
+    """Parse a certificate (X.509, PEM).
+
+    Returns:
+        Its key, on P-256 or P-384, and until when it counts, in seconds since 1970.
+
+    Raises:
+        ValueError: It is none, or is for another kind of key.
+    """
+    try:
+        certificate = load_pem_x509_certificate(pem.encode())
+        key = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ValueError("a certificate cannot be read") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise ValueError("a certificate is not for an elliptic-curve key")  # noqa: TRY004 - pydantic wants ValueError
+    return parse_public_pem(public_pem(key)), int(certificate.not_valid_after_utc.timestamp())
 
 
 def public_pem(key: ec.EllipticCurvePublicKey) -> str:

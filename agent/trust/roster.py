@@ -2,7 +2,10 @@
 
 {"format": "secur-e-health/roster/1",
  "coordinator": "-----BEGIN PUBLIC...",
- "sites": {"hospital-a": {"nodes": [{"kind": "tpm", "evidence": "hardware", "public_key": "-----BEGIN PUBLIC..."}]}}}
+ "sites": {"hospital-a": {"nodes": [{"kind": "tpm", "evidence": "hardware", "public_key": "-----BEGIN PUBLIC..."}],
+                          "stewards": [{"site": "hospital-a", "steward": "dr-a", ...}]}}}
+
+Stewards are as in the trust repository (`agent.trust.records.StewardFile`).
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Literal, Self
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -22,10 +26,12 @@ from agent.core.errors import OperatorError, PeerProtocolError
 from agent.core.ids import IdentifierText, SiteID
 from agent.core.validation import explain_invalid
 from agent.statements.roots import EvidenceClass, FIDO2Terms, KeyKind, RootKey, load_public_key
+from agent.trust.records import StewardFile
 from agent.trust.study import MAX_SITES, EvidenceName
 
 MAX_ROSTER_BYTES = 1 << 20
 MAX_NODES_PER_SITE = 64
+MAX_STEWARDS_PER_SITE = 64
 FORMAT = "secur-e-health/roster/1"
 
 
@@ -50,10 +56,12 @@ class Roster:
         sites: Nodes by site.
         coordinator: The key that signs each round of secure aggregation; None where there is only an unprotected
             demonstration.
+        stewards: Who decides at each site; a site without any is left out.
     """
 
     sites: Mapping[SiteID, tuple[RosterNode, ...]]
     coordinator: ec.EllipticCurvePublicKey | None = None
+    stewards: Mapping[SiteID, tuple[StewardFile, ...]] = MappingProxyType({})
 
     def coordinator_key(self) -> ec.EllipticCurvePublicKey:
         """The coordinator's key.
@@ -108,6 +116,7 @@ class _NodeEntry(_Entry):
 
 class _SiteEntry(_Entry):
     nodes: tuple[_NodeEntry, ...] = Field(default=(), max_length=MAX_NODES_PER_SITE)
+    stewards: tuple[StewardFile, ...] = Field(default=(), max_length=MAX_STEWARDS_PER_SITE)
 
 
 class _File(_Entry):
@@ -139,7 +148,7 @@ def parse_roster(data: bytes) -> Roster:
     if len(set(key_ids)) != len(key_ids):
         raise _invalid("a key stands in it twice")
     coordinator = None if content.coordinator is None else _parse_key(content.coordinator, owner="the coordinator")
-    return Roster(sites, coordinator)
+    return Roster(sites, coordinator, _stewards_of(content))
 
 
 def load_roster(path: Path) -> Roster:
@@ -165,7 +174,7 @@ def encode_roster(roster: Roster) -> bytes:
     content: dict[str, object] = {"format": FORMAT}
     if roster.coordinator is not None:
         content["coordinator"] = _pem(roster.coordinator)
-    content["sites"] = {site: {"nodes": [_encode_node(node) for node in nodes]} for site, nodes in roster.sites.items()}
+    content["sites"] = {site: _encode_site(roster, site) for site in roster.sites}
     return json.dumps(content, indent=1).encode()
 
 
@@ -188,6 +197,14 @@ def _parse_node(site: SiteID, entry: _NodeEntry) -> RosterNode:
     return roster_node(site, entry.kind, EvidenceClass[entry.evidence.upper()], key, fido2=terms)
 
 
+def _stewards_of(content: _File) -> dict[SiteID, tuple[StewardFile, ...]]:
+    for name, site in content.sites.items():
+        names = {steward.steward for steward in site.stewards}
+        if len(names) != len(site.stewards) or any(steward.site != name for steward in site.stewards):
+            raise _invalid(f"a steward of {name} stands in it twice, or belongs to another site")
+    return {SiteID(name): site.stewards for name, site in content.sites.items() if site.stewards}
+
+
 def _parse_key(pem: str, *, owner: str) -> ec.EllipticCurvePublicKey:
     try:
         key = load_pem_public_key(pem.encode())
@@ -196,6 +213,14 @@ def _parse_key(pem: str, *, owner: str) -> ec.EllipticCurvePublicKey:
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, (ec.SECP256R1, ec.SECP384R1)):
         raise _invalid(f"a public key of {owner} is on none of the curves P-256 and P-384")
     return key
+
+
+def _encode_site(roster: Roster, site: SiteID) -> dict[str, object]:
+    entry: dict[str, object] = {"nodes": [_encode_node(node) for node in roster.sites[site]]}
+    stewards = roster.stewards.get(site, ())
+    if stewards:
+        entry["stewards"] = [steward.model_dump(mode="json", exclude_none=True) for steward in stewards]
+    return entry
 
 
 def _encode_node(node: RosterNode) -> dict[str, object]:

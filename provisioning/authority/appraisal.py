@@ -15,12 +15,12 @@ from cryptography import x509
 from agent.attestation.appraise import Candidate, Policy, appraise_evidence, confirm_activation
 from agent.attestation.binding import Exchange
 from agent.attestation.evidence import Evidence, parse_evidence
-from agent.attestation.fido2 import NODE_RP_ID, appraise_fido2
+from agent.attestation.fido2 import appraise_fido2
 from agent.attestation.makers import TrustStore, build_store, parse_certificate
 from agent.attestation.piv import appraise_piv
 from agent.attestation.possession import verify_possession
 from agent.core.errors import OperatorError, PeerProtocolError
-from agent.statements.roots import EvidenceClass, FIDO2Terms, KeyKind, RootKey
+from agent.statements.roots import NODE_RP_ID, EvidenceClass, FIDO2Terms, KeyKind, RootKey
 from agent.trust.snapshot import Environment, TrustSnapshot
 
 _SHOWS_MAKER: Final = ("ek_certificate", "attestation_issuer", "certificate")

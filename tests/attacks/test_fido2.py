@@ -19,14 +19,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fido2.rpid import verify_rp_id
 from fido2.webauthn import CollectedClientData
 
-from agent.attestation.fido2 import NODE_RP_ID, registration_hash
+from agent.attestation.fido2 import registration_hash
 from agent.core.errors import HardwareError, OperatorError, PeerProtocolError, SecureHealthError
 from agent.core.logging import configure_logging
 from agent.identity.fido2 import find_devices
 from agent.identity.fido2_record import load_record
 from agent.identity.key import HardwareKey, Presence, PresenceState, init_key, open_key
 from agent.statements.envelope import Proof, Statement
-from agent.statements.roots import FIDO2Terms, RootKey, encode_assertion, verify_proof
+from agent.statements.roots import NODE_RP_ID, FIDO2Terms, RootKey, encode_assertion, verify_proof
 from tests.simulators.authenticator import UP, UV, Authenticator
 from tests.simulators.hid_key import HIDKey, plugged_in
 from tests.simulators.person import Technician, WatchedTechnician

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.attestation.evidence import Evidence
-from agent.attestation.fido2 import NODE_RP_ID, appraise_fido2
+from agent.attestation.fido2 import appraise_fido2
 from agent.attestation.makers import TrustStore
 from agent.core.errors import HardwareError, PeerProtocolError
 from agent.identity.key import HardwareKey, init_key
-from agent.statements.roots import EvidenceClass, KeyKind
+from agent.statements.roots import NODE_RP_ID, EvidenceClass, KeyKind
 from tests.simulators.authenticator import AAGUID, UP, UV, Authenticator
 from tests.simulators.hid_key import HIDKey, plugged_in
 from tests.simulators.makers import Maker, authenticator_maker
