@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Literal, Self
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -61,7 +60,7 @@ class Roster:
 
     sites: Mapping[SiteID, tuple[RosterNode, ...]]
     coordinator: ec.EllipticCurvePublicKey | None = None
-    stewards: Mapping[SiteID, tuple[StewardFile, ...]] = MappingProxyType({})
+    stewards: Mapping[SiteID, tuple[StewardFile, ...]] = field(default_factory=dict)
 
     def coordinator_key(self) -> ec.EllipticCurvePublicKey:
         """The coordinator's key.
