@@ -185,12 +185,12 @@ def open_source(dataset: Dataset) -> int:
         # O_NONBLOCK: a pipe in the file's place must not make us wait.
         descriptor = os.open(dataset.source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise _no_source(dataset, error.strerror or "unknown reason") from error
+        raise no_source(dataset, error.strerror or "unknown reason") from error
     status = os.fstat(descriptor)
     if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_SOURCE_BYTES:
         return descriptor
     os.close(descriptor)
-    raise _no_source(dataset, f"it is no plain file of at most {MAX_SOURCE_BYTES >> 30} GiB")
+    raise no_source(dataset, f"it is no plain file of at most {MAX_SOURCE_BYTES >> 30} GiB")
 
 
 def _parse_dataset(name: str, entry: object, folder: Path) -> Dataset:
@@ -211,7 +211,8 @@ def _invalid(what: str) -> OperatorError:
     )
 
 
-def _no_source(dataset: Dataset, reason: str) -> DeclinedError:
+def no_source(dataset: Dataset, reason: str) -> DeclinedError:
+    """The failure of a data set whose file cannot be used."""
     return DeclinedError(
         "data.no_source",
         f"The file of data set {dataset.id} cannot be used: {reason}.",
