@@ -37,6 +37,12 @@ A box learns all else from the consortium that it is enrolled in. A box that is 
     window = "02:00-05:00"                             # when the box may change over to another release
     automatic = true
 
+    [console]                                          # only where the hospital's network may reach the console
+    address = "0.0.0.0:8470"
+    name = "box.hospital-a.example"
+    certificate = "/etc/secur-e-health/console.pem"
+    private_key = "/etc/secur-e-health/console.key"
+
 Relative paths start at the file's own directory.
 """
 
@@ -243,6 +249,45 @@ class UpdateSection(_Section):
     keys_file: LocalPath = Path("/usr/share/secur-e-health/release-keys.json")
 
 
+class ConsoleSection(_Section):
+    """The steward's console.
+
+    Args:
+        address: Where it listens. Beyond loopback it takes TLS, and asks for a steward's key at the door.
+        name: How browsers call it: it is in its address and certificate, and stewards' keys are made for it.
+        certificate: PEM file, with the chain above it.
+        private_key: PEM file.
+    """
+
+    address: Address = "127.0.0.1:8470"
+    name: str = Field(default="localhost", pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", max_length=253)
+    certificate: LocalPath | None = None
+    private_key: LocalPath | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.certificate is None) != (self.private_key is None):
+            raise ValueError("certificate and private_key go together")
+        if not self.on_loopback and (self.certificate is None or self.name == "localhost"):
+            raise ValueError("beyond loopback it needs certificate, private_key, and the name that browsers use")
+        if self.name.rpartition(".")[2].isdigit():
+            raise ValueError("name is a number: keys are made for names alone (WebAuthn, 5.1.3)")
+        return self
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this host reaches it."""
+        host = self.address.rpartition(":")[0].strip("[]")
+        return host in {"localhost", "::1"} or host.startswith("127.")
+
+    @property
+    def origin(self) -> str:
+        """As browsers state it (RFC 6454 4)."""
+        scheme, standard = ("http", "80") if self.certificate is None else ("https", "443")
+        port = self.address.rpartition(":")[2]
+        return f"{scheme}://{self.name}" + ("" if port == standard else f":{port}")
+
+
 class FederationSection(_Section):
     """How the node behaves in a federation.
 
@@ -291,6 +336,7 @@ class AgentConfig(_Section):
     training: TrainingSection = TrainingSection()
     update: UpdateSection = UpdateSection()
     federation: FederationSection = FederationSection()
+    console: ConsoleSection = ConsoleSection()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
