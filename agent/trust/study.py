@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import datetime
+from datetime import date, datetime
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
@@ -19,11 +19,19 @@ MAX_MODEL_BYTES = (1 << 31) - 1
 MAX_PARAMETERS = 1 << 28
 MAX_SITES = 100
 MAX_FIELDS = 4096
+MAX_VISAS = 16
 
 Sha256Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 EvidenceName = Literal["none", "test", "virtual", "hardware"]
 FieldName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,62}$")]
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+DUOTerm = Annotated[str, Field(pattern=r"^DUO:[0-9]{7}$")]
+MondoID = Annotated[str, Field(pattern=r"^MONDO:[0-9]{7}$")]
+CountryCode = Annotated[str, Field(pattern=r"^[A-Z]{2}$")]
+"""ISO 3166-1 alpha-2."""
+ShortText = Annotated[str, Field(max_length=300)]
+VisaToken = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*$", max_length=1 << 14)]
+"""JWS compact serialisation (RFC 7515 7.1)."""
 
 
 class _Statement(BaseModel):
@@ -184,11 +192,66 @@ class PrivacyTerms(_Statement):
     noise_multiplier: float = Field(gt=0)
 
 
+class VisaIdentity(_Statement):
+    """A person, as a visa issuer knows them (GA4GH Passport 1.2, Visa Identity).
+
+    Args:
+        issuer: The visas' `iss`.
+        subject: The visas' `sub`.
+    """
+
+    issuer: str = Field(min_length=1, max_length=300)
+    subject: str = Field(min_length=1, max_length=255)
+
+
+class DataUse(_Statement):
+    """What the data are to be used for and what the requester undertakes, in terms of the Data Use Ontology (DUO).
+
+    Every hospital compares it with what its own data allow. What is left out is not claimed, and counts against the
+    study where a hospital's data need it.
+
+    Args:
+        purpose_terms: Research purposes, DUO:0000031 to DUO:0000040.
+        diseases: The diseases that are studied.
+        clinical_care: Whether results serve the care of patients, beside research.
+        not_for_profit: The requester is a not-for-profit organisation.
+        non_commercial: The results are used for no commercial purpose.
+        ethics_approval: Reference of the ethics committee's approval.
+        publishes: The results are made available to other researchers.
+        publishes_not_before: The results stay unpublished until this day.
+        collaborates: The requester works together with the investigators whose data they are.
+        returns_results: What is derived from the data goes back to the hospitals.
+        countries: All countries in which the data's results are worked on.
+        institution: The requester's institution, as data sets name it (best its ROR identifier).
+        project: The project that the study belongs to.
+        identity: The person whom the study's visas speak of.
+    """
+
+    purpose_terms: tuple[DUOTerm, ...] = Field(default=(), max_length=16)
+    diseases: tuple[MondoID, ...] = Field(default=(), max_length=64)
+    clinical_care: bool = False
+    not_for_profit: bool = False
+    non_commercial: bool = False
+    ethics_approval: ShortText = ""
+    publishes: bool = False
+    publishes_not_before: date | None = None
+    collaborates: bool = False
+    returns_results: bool = False
+    countries: tuple[CountryCode, ...] = Field(default=(), max_length=64)
+    institution: ShortText = ""
+    project: ShortText = ""
+    identity: VisaIdentity | None = None
+
+
 class Study(_Statement):
     """`study.json`.
 
     `minimum_evidence`: How well a hospital must have seen that a box's key lives in hardware, for the others to let it
     take part; an absent one is `none`.
+
+    `duo`: Under which DUO codes the requester counts the study, for people; a box judges by `use`.
+
+    `visas`: GA4GH visas of `use.identity`, as evidence of the requester.
     """
 
     format: Literal["secur-e-health/study/1"] = "secur-e-health/study/1"
@@ -209,6 +272,8 @@ class Study(_Statement):
     secagg: SecureAggregationTerms = SecureAggregationTerms()
     privacy: PrivacyTerms | None = None
     minimum_evidence: EvidenceName = "none"
+    use: DataUse = DataUse()
+    visas: tuple[VisaToken, ...] = Field(default=(), max_length=MAX_VISAS)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
