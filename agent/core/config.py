@@ -37,6 +37,9 @@ A box learns all else from the consortium that it is enrolled in. A box that is 
     window = "02:00-05:00"                             # when the box may change over to another release
     automatic = true
 
+    [governance]                                       # only where they differ from this
+    policy = "/etc/secur-e-health/policy.toml"
+
     [console]                                          # only where the hospital's network may reach the console
     address = "0.0.0.0:8470"
     name = "box.hospital-a.example"
@@ -288,6 +291,18 @@ class ConsoleSection(_Section):
         return f"{scheme}://{self.name}" + ("" if port == standard else f":{port}")
 
 
+class GovernanceSection(_Section):
+    """Who decides here what this hospital's data are used for, and by which rules.
+
+    Args:
+        policy: The site's policy (`agent.governance.policy`); without the file every study is refused.
+        origins: Where stewards' assertions may come from beside the console's own address and the box's terminal.
+    """
+
+    policy: LocalPath = Path("/etc/secur-e-health/policy.toml")
+    origins: tuple[Annotated[str, Field(pattern=r"^https?://[^\s/]+$", max_length=300)], ...] = ()
+
+
 class FederationSection(_Section):
     """How the node behaves in a federation.
 
@@ -337,6 +352,7 @@ class AgentConfig(_Section):
     update: UpdateSection = UpdateSection()
     federation: FederationSection = FederationSection()
     console: ConsoleSection = ConsoleSection()
+    governance: GovernanceSection | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -350,7 +366,16 @@ class AgentConfig(_Section):
                 raise ValueError('a software key needs node.environment = "demo"')
             if pinned is not None and pinned.roster is None:
                 raise ValueError("roster.file is missing")
+        if self.governance is not None and self.federation.allow_plain:
+            raise ValueError("federation.allow_plain and governance exclude each other: a permit is for masked updates")
         return self
+
+    @property
+    def governed_by(self) -> GovernanceSection | None:
+        """What governs studies here; None only in demonstrations that leave the section out."""
+        if self.governance is None and self.node.environment != "demo":
+            return GovernanceSection()
+        return self.governance
 
     @property
     def pinned(self) -> Pinned | None:

@@ -73,8 +73,11 @@ class Rounds:
                 raise broken_rule(f"a message of stage {frame.stage.value}, which this node does not take part in")
             return handler.handle(self._shelf.run_of(frame.study, on_close=self._forget), frame)
         except PeerProtocolError as error:
+            self._shelf.note_refused(frame.study, error)
             raise RefusedError(Refusal.PROTOCOL, error) from error
         except RefusedError as refused:
+            if refused.refusal not in {Refusal.BUSY, Refusal.UNKNOWN_STUDY}:
+                self._shelf.note_refused(frame.study, refused.cause)
             # A worker that broke is not asked again; the study opens with a fresh one.
             if refused.refusal is Refusal.DECLINED and refused.cause.fault in {Fault.SOFTWARE, Fault.HARDWARE}:
                 self._shelf.close_run(frame.study, on_close=self._forget)

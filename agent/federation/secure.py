@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -14,12 +15,13 @@ import structlog
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from agent.core.errors import HardwareError, OperatorError, SecureHealthError
+from agent.core.errors import HardwareError, NetworkError, OperatorError, SecureHealthError
 from agent.core.wire import Frame, Refusal, Stage
 from agent.federation.faults import RefusedError, StoppedError
 from agent.federation.journal import FileJournal
 from agent.federation.plain import parse_moments
 from agent.federation.studies import StudyRun, broken_rule, declining
+from agent.governance.admission import Gate, Receipt
 from agent.secagg.codec import Contribution
 from agent.secagg.messages import parse_advertise_request
 from agent.secagg.node import AcceptedRound, NodeIdentity, NodeSession
@@ -62,6 +64,19 @@ class _OpenStudy:
 
 
 @dataclass(frozen=True, slots=True)
+class Governed:
+    """What lets an update leave.
+
+    Args:
+        gate: Reserves and writes down.
+        still_permitted: Asked once more before an update leaves; raises `RefusedError`.
+    """
+
+    gate: Gate
+    still_permitted: Callable[[StudyRun], None]
+
+
+@dataclass(frozen=True, slots=True)
 class SecureSettings:
     """What the handler needs beside the studies.
 
@@ -73,6 +88,7 @@ class SecureSettings:
         session: The key that signs for this box.
         stopping: Whether the agent was told to stop: training that a stop cut short is no failure of the study.
         journal_key: Protects the journals against other hands (`agent.federation.journal`).
+        governed: What budget, receipts and permits are asked of; None on a box that governs no studies.
     """
 
     site: str
@@ -82,6 +98,7 @@ class SecureSettings:
     session: SessionSource = field(repr=False)
     stopping: Callable[[], bool] = field(repr=False)
     journal_key: bytes = field(repr=False)
+    governed: Governed | None = None
 
 
 class SecureHandler:
@@ -123,8 +140,21 @@ class SecureHandler:
             raise RefusedError(Refusal.NOT_PERMITTED, error) from error
         if before is None or before.run != wanted:
             self._check_not_paused(run, study)
+        self._reserve(run)
         study.run = wanted
         return study.session.advertise(frame)
+
+    def _reserve(self, run: StudyRun) -> None:
+        """Set the budget aside before leg 1 (SECURITY-RULES 20); a box whose witness is away is asked again."""
+        governed = self._settings.governed
+        if governed is None or run.permit is None:
+            return
+        try:
+            governed.gate.reserve(run.permit, run.study)
+        except NetworkError as error:
+            raise RefusedError(Refusal.BUSY, error) from error
+        except OperatorError as error:
+            raise RefusedError(Refusal.NOT_PERMITTED, error) from error
 
     def _check_not_paused(self, run: StudyRun, study: _OpenStudy) -> None:
         """Refuse a run after one that failed on data; a run under way goes on, with nothing to add."""
@@ -148,16 +178,23 @@ class SecureHandler:
             journal=journal,
             initial_model=run.worker.initial_parameters,
             randomness=os.urandom,
+            permit_minimum=0 if run.permit is None else run.permit.minimum_cohort,
             workers=MASK_THREADS,
         )
         self._open[run.folder.digest] = study = _OpenStudy(session, journal)
         return study
 
     def _masked_input(self, run: StudyRun, study: _OpenStudy, frame: Frame) -> Frame:
+        self._check_uploads()
         accepted = study.session.accept(frame)
         moments = self._moments(run, study, accepted)
         contribution = self._contribute(run, study, accepted, moments)
+        governed = self._settings.governed
+        if governed is not None:
+            governed.still_permitted(run)
         upload = study.session.masked_input(contribution)
+        if governed is not None and run.permit is not None:
+            governed.gate.note_sent(run.permit, _receipt(run, accepted, upload.frame))
         if upload.declined is not None and contribution is not None:
             self._pause(run, study, "rounds.not_encodable")
         log.info(
@@ -170,6 +207,14 @@ class SecureHandler:
             context=accepted.attempt.context.hex(),
         )
         return upload.frame
+
+    def _check_uploads(self) -> None:
+        if self._settings.governed is None:
+            return
+        try:
+            self._settings.governed.gate.check_uploads()
+        except OperatorError as error:
+            raise RefusedError(Refusal.NOT_PERMITTED, error) from error
 
     def _moments(self, run: StudyRun, study: _OpenStudy, accepted: AcceptedRound) -> Mapping[str, Moments] | None:
         """The moments to standardise by, the same in every round."""
@@ -211,6 +256,19 @@ def journal_directory(state: Path, study_digest: str, dataset: str) -> Path:
 def journals_of_study(state: Path, study_digest: str) -> list[Path]:
     """The journals of a study, one a data set that it ran on."""
     return sorted(path for path in journal_directory(state, study_digest, "*").parent.glob("*") if path.is_dir())
+
+
+def _receipt(run: StudyRun, accepted: AcceptedRound, frame: Frame) -> Receipt:
+    attempt = accepted.attempt
+    return Receipt(
+        round_number=attempt.round_number,
+        attempt=attempt.attempt,
+        context=attempt.context,
+        cohort=attempt.cohort,
+        size=len(frame.payload),
+        sha256=hashlib.sha256(frame.payload).hexdigest(),
+        last=attempt.round_number > run.study.rounds,
+    )
 
 
 def _compute(run: StudyRun, accepted: AcceptedRound, moments: Mapping[str, Moments] | None) -> Contribution:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,11 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.core.clock import Clock
-from agent.core.errors import OperatorError, PeerProtocolError, SecureHealthError, SoftwareError
-from agent.core.ids import check_identifier
+from agent.core.errors import HardwareError, OperatorError, PeerProtocolError, SecureHealthError, SoftwareError
+from agent.core.ids import IDENTIFIER_PATTERN, check_identifier
 from agent.core.wire import Refusal
 from agent.data.catalog import Dataset, load_catalog
+from agent.data.quality import DeclinedError
 from agent.federation.faults import RefusedError, StoppedError
+from agent.governance.admission import DATA_RULES, Candidate, Gate, Permit, rule_of
 from agent.trust.metrics import Moments
 from agent.trust.study import MAX_STUDY_BYTES, Study, parse_study, study_digest
 
@@ -101,11 +104,19 @@ class StudyFolder:
 
 @dataclass(slots=True, eq=False)
 class StudyRun:
-    """A study that is open: its data set fits, and its worker stands ready."""
+    """A study that is open: its data set fits, and its worker stands ready.
+
+    Args:
+        folder: The study.
+        dataset: What it runs on.
+        worker: Trains.
+        permit: What it may run by; None where this box governs no studies (`agent.core.config.GovernanceSection`).
+    """
 
     folder: StudyFolder
     dataset: Dataset
     worker: Worker
+    permit: Permit | None = None
     initial_digest: str = field(init=False)
     used_s: float = 0.0
 
@@ -121,7 +132,16 @@ class StudyRun:
 class StudyShelf:
     """All studies that this box was given, and those of them that are open."""
 
-    def __init__(self, directory: Path, catalog: Path, *, site: str, open_worker: OpenWorker, clock: Clock) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        catalog: Path,
+        *,
+        site: str,
+        open_worker: OpenWorker,
+        clock: Clock,
+        gate: Gate | None = None,
+    ) -> None:
         """Prepare; nothing is read yet.
 
         Args:
@@ -130,12 +150,14 @@ class StudyShelf:
             site: This hospital.
             open_worker: Starts a training worker.
             clock: For expiry.
+            gate: Decides at every message; None on a box that governs no studies.
         """
         self._directory = directory
         self._catalog = catalog
         self._site = site
         self._open_worker = open_worker
         self._clock = clock
+        self._gate = gate
         self._runs: dict[str, StudyRun] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -151,16 +173,40 @@ class StudyShelf:
             RefusedError: The study is unknown, or may not run here now, or no local data set fits it.
         """
         folder = self._load(study_id)
-        check_permitted(folder.study, site=self._site, now=self._clock.now())
+        try:
+            dataset, permit = self._admit(folder)
+        except RefusedError:
+            # A worker is one approval's (SECURITY-RULES 19): it ends with what it was started by.
+            self.close_run(study_id, on_close=on_close)
+            raise
         run = self._runs.get(study_id)
-        if run is not None and run.folder.digest != folder.digest:
+        if run is not None and (run.folder.digest != folder.digest or run.permit != permit):
             self.close_run(study_id, on_close=on_close)
             run = None
         if run is None:
             self._make_room(on_close)
-            run = self._open(folder)
+            run = self._open(folder, dataset, permit)
         run.used_s = self._clock.monotonic_s()
         return run
+
+    def check_still_permitted(self, run: StudyRun) -> None:
+        """Check, before something leaves, that what let the run begin still holds: training takes its time.
+
+        Raises:
+            RefusedError: It does not.
+        """
+        if run.permit is None:
+            return
+        _, permit = self._admit(self._load(run.study.id))
+        if permit != run.permit:
+            raise RefusedError(Refusal.NOT_PERMITTED, _another_permit(run.study))
+
+    def note_refused(self, study_id: str, cause: SecureHealthError) -> None:
+        """Have the audit log say why a message was refused; only about studies that this box was given."""
+        if self._gate is None or not re.fullmatch(IDENTIFIER_PATTERN, study_id):
+            return
+        if (self._directory / study_id / "study.json").is_file():
+            self._gate.note_refused(study_id, rule_of(cause))
 
     def close_run(self, study_id: str, *, on_close: Callable[[StudyRun], None]) -> None:
         """End a study's run, if it is open."""
@@ -189,13 +235,33 @@ class StudyShelf:
         except OperatorError as error:
             raise RefusedError(Refusal.UNKNOWN_STUDY, error) from error
 
-    def _open(self, folder: StudyFolder) -> StudyRun:
+    def _admit(self, folder: StudyFolder) -> tuple[Dataset | None, Permit | None]:
+        """Decide whether a study may run here now; on which data set, where this box governs studies."""
+        if self._gate is None:
+            check_permitted(folder.study, site=self._site, now=self._clock.now())
+            return None, None
+        with declining(folder.study):
+            dataset = choose_dataset(self._catalog, folder.study)
+        try:
+            permit = self._gate.admit(Candidate(folder.study, folder.digest, folder.model, dataset))
+        except OperatorError as error:
+            word = Refusal.DECLINED if error.code in DATA_RULES else Refusal.NOT_PERMITTED
+            raise RefusedError(word, error) from error
+        except DeclinedError as error:
+            raise RefusedError(Refusal.DECLINED, error) from error
+        except HardwareError as error:
+            raise RefusedError(Refusal.BUSY, error) from error
+        return dataset, permit
+
+    def _open(self, folder: StudyFolder, dataset: Dataset | None, permit: Permit | None) -> StudyRun:
         # From here on every cause may depend on this hospital's data: one word for all of them.
         with declining(folder.study):
             check_model(folder)
-            dataset = choose_dataset(self._catalog, folder.study)
+            dataset = dataset or choose_dataset(self._catalog, folder.study)
+            if self._gate is not None and permit is not None:
+                self._gate.note_opened(permit)
             worker = self._open_worker(folder.study, folder.model, dataset)
-            run = StudyRun(folder, dataset, worker)
+            run = StudyRun(folder, dataset, worker, permit)
         with self._lock:
             if not self._closed:
                 self._runs[folder.study.id] = run
@@ -335,6 +401,14 @@ def broken_rule(what: str) -> PeerProtocolError:
         "rounds.broken_rule",
         f"The coordinator sent {what}.",
         next_step="Nothing was computed. If it repeats, ask the coordinator's operator.",
+    )
+
+
+def _another_permit(study: Study) -> OperatorError:
+    return OperatorError(
+        "study.permit_changed",
+        f"What let the study {study.id} run here changed while it was computed.",
+        next_step="Nothing left this hospital. The study goes on under the new permit, with its next message.",
     )
 
 
