@@ -224,11 +224,11 @@ def _no_restriction(_request: UseRequest, _limits: Limits) -> Answer:
 
 
 def _general(request: UseRequest, _limits: Limits) -> Answer:
-    return Answer(
+    return _condition(
         bool(request.purposes) and all(term in PURPOSES for term in request.purposes),
-        "The data may be used for research of any kind (DUO:0000042), and the study declares its research purpose."
-        if request.purposes
-        else "The data may be used for research (DUO:0000042), and the study declares no research purpose.",
+        "The data may be used for research of any kind (DUO:0000042)",
+        met="the study declares its research purpose",
+        missed="the study declares no research purpose that this box knows",
     )
 
 

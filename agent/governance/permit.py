@@ -231,7 +231,7 @@ def _duo(request: PermitRequest, evidence: Evidence) -> Iterator[Finding]:
         request.study.use,
         request.study.id,
         request.study.expires,
-        evidence.visas[0].identity if evidence.visas else None,
+        request.study.use.identity if evidence.visas else None,
         request.policy.rules.disease_ancestors,
     )
     permission = next((term for term in own.duo if term in PERMISSIONS), None)
@@ -288,12 +288,14 @@ def _schema(request: PermitRequest, _evidence: Evidence) -> Iterator[Finding]:
 
 
 def _minimum_rows(request: PermitRequest, _evidence: Evidence) -> Iterator[Finding]:
+    if request.dataset not in request.policy.datasets:
+        yield Finding("minimum_rows", False, f"The site's policy does not list the data set {request.dataset}.")
+        return
     least, promised = request.dataset_policy.minimum_rows, request.study.data.minimum_rows
-    listed = request.dataset in request.policy.datasets
     enough = promised >= least if request.rows is None else request.rows >= least
     yield Finding(
         "minimum_rows",
-        listed and enough,
+        enough,
         f"The site's policy wants at least {least} rows; the study trains on no fewer than {promised}"
         + (" by its own word." if request.rows is None else ", and the data set's rows were counted."),
     )

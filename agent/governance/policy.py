@@ -31,7 +31,6 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -168,8 +167,8 @@ class Policy:
     """
 
     rules: SiteRules = field(default_factory=SiteRules)
-    datasets: Mapping[str, DatasetPolicy] = MappingProxyType({})
-    issuers: Mapping[str, VisaIssuer] = MappingProxyType({})
+    datasets: Mapping[str, DatasetPolicy] = field(default_factory=dict)
+    issuers: Mapping[str, VisaIssuer] = field(default_factory=dict)
 
     def least_cohort(self, dataset: str) -> int:
         """Fewest hospitals in whose sum a data set may stand: the greater of its own and the site's number."""

@@ -87,7 +87,10 @@ class _Payload(BaseModel):
     iss: ClaimText
     sub: ClaimText
     iat: Seconds
+    nbf: Seconds = 0
     exp: Seconds
+    # RFC 7519 4.1.3: made for a named audience, which a hospital's box is not.
+    aud: None = None
     ga4gh_visa_v1: _VisaClaims
 
 
@@ -170,7 +173,7 @@ def verify_visa(token: str, issuers: Mapping[str, VisaIssuer], *, now_s: int) ->
             next_step="Ask the requester for a visa of the GA4GH Passport format; this one counts for nothing.",
         ) from error
     _check_signature(signed, header, issuers.get(payload.iss))
-    if not payload.iat - CLOCK_SKEW_S <= now_s < payload.exp:
+    if not max(payload.iat, payload.nbf) - CLOCK_SKEW_S <= now_s < payload.exp:
         raise PeerProtocolError(
             "visa.expired",
             "A visa has expired, or is not valid yet.",

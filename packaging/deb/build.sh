@@ -44,9 +44,9 @@ cp "$root"/packaging/udev/*.rules "$lib/udev/rules.d"
 mv "$lib/udev/rules.d/70-secur-e-health-usb.rules" "$doc/examples"
 install -m 644 "$trust/release-keys.json" "$trust/release-root.json" "$share"
 install -m 644 "$release/app.raw" "$release/release.json" "$share/payload"
-install -m 644 "$here/agent.toml" "$here/catalog.toml" "$tree/etc/secur-e-health"
+install -m 644 "$here/agent.toml" "$here/catalog.toml" "$here/policy.toml" "$tree/etc/secur-e-health"
 
-install -m 644 "$here/copyright" "$root/docs/technician.md" "$root/docs/errors.md" "$doc"
+install -m 644 "$here/copyright" "$root/docs/technician.md" "$root/docs/steward.md" "$root/docs/errors.md" "$doc"
 for statement in sbom.cdx.json provenance.json; do
     if [ -f "$release/$statement" ]; then gzip -9n <"$release/$statement" >"$doc/$statement.gz"; fi
 done
@@ -65,7 +65,7 @@ for script in preinst postinst prerm postrm; do
         -e "s/@TMPFILES@/$(cd "$lib/tmpfiles.d" && ls | paste -sd' ')/" "$here/$script" >"$tree/DEBIAN/$script"
     chmod 755 "$tree/DEBIAN/$script"
 done
-printf '/etc/secur-e-health/agent.toml\n/etc/secur-e-health/catalog.toml\n' >"$tree/DEBIAN/conffiles"
+printf '/etc/secur-e-health/%s.toml\n' agent catalog policy >"$tree/DEBIAN/conffiles"
 sed -e "s/@VERSION@/$version/" -e "s/@MAINTAINER@/$maintainer/" \
     -e "s/@SIZE@/$(du -sk --apparent-size --exclude=DEBIAN "$tree" | cut -f1)/" "$here/control" >"$tree/DEBIAN/control"
 (cd "$tree" && find usr -type f -print0 | sort -z | xargs -0 md5sum) >"$tree/DEBIAN/md5sums"
