@@ -149,6 +149,7 @@ class StewardView(_View):
         rp_id: Relying party of a WebAuthn credential; empty for a card.
         origins: Where a WebAuthn assertion may come from.
         credential_id: Of a WebAuthn credential, hex; empty for a card.
+        public_key: PEM, to tell a steward by at the console's door; empty where it is not shown.
         endorsed: Whether the hospital's role has signed it; before that it counts for nothing.
     """
 
@@ -158,6 +159,7 @@ class StewardView(_View):
     rp_id: str = ""
     origins: tuple[str, ...] = ()
     credential_id: Hex = ""
+    public_key: str = ""
     endorsed: bool = True
 
 
