@@ -121,13 +121,13 @@ def parse_proof(data: bytes) -> StewardProof:
         raise _bad_record(explain_invalid(error, whole="proof")) from error
 
 
-def verify_approval(approval: Approval, steward: StewardFile, origins: frozenset[str]) -> int:
+def verify_approval(approval: Approval, steward: StewardFile, origins: frozenset[str] | None) -> int:
     """Verify that a steward's key approved exactly what the record says; see `verify_act`."""
     return verify_act(approval.challenge, approval, steward, origins)
 
 
 def verify_act(
-    act: Challenge | WithdrawalChallenge, proof: StewardProof, steward: StewardFile, origins: frozenset[str]
+    act: Challenge | WithdrawalChallenge, proof: StewardProof, steward: StewardFile, origins: frozenset[str] | None
 ) -> int:
     """Verify that a steward's key signed an act. That the act is wanted now is the caller's to check.
 
@@ -135,7 +135,7 @@ def verify_act(
         act: What must have been signed.
         proof: As parsed.
         steward: The key, from the hospital's own records.
-        origins: Where a WebAuthn assertion may come from, each exactly.
+        origins: Where a WebAuthn assertion may come from, each exactly; None where that was checked when it came.
 
     Returns:
         The key's signature counter, for the caller to remember; 0 for a card.
@@ -193,7 +193,7 @@ def _verify_card(message: bytes, evidence: PIVEvidence, steward: StewardFile) ->
         raise _not_signed("the card did not sign this") from None
 
 
-def _check_client_data(client_data: bytes, challenge: bytes, origins: frozenset[str]) -> None:
+def _check_client_data(client_data: bytes, challenge: bytes, origins: frozenset[str] | None) -> None:
     if len(client_data) > MAX_CLIENT_DATA_BYTES:
         raise _not_signed("its client data is too large")
     try:
@@ -204,7 +204,7 @@ def _check_client_data(client_data: bytes, challenge: bytes, origins: frozenset[
         raise _not_signed("its client data is of another kind")
     if fields.get("challenge") != encode_bytes(challenge):
         raise _not_signed("something else was signed")
-    if fields.get("origin") not in origins:
+    if origins is not None and fields.get("origin") not in origins:
         raise _not_signed("it was made at an address that is not this box's")
     if fields.get("crossOrigin", False) is not False or "topOrigin" in fields:
         raise _not_signed("it was made inside another site's page")

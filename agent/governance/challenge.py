@@ -100,19 +100,6 @@ class WithdrawalChallenge(_Act):
     label: Literal["secur-e-health/withdrawal/1"] = "secur-e-health/withdrawal/1"
 
 
-def withdrawal_of(challenge: Challenge) -> WithdrawalChallenge:
-    """What is signed to withdraw an approval."""
-    return WithdrawalChallenge(
-        root_digest=challenge.root_digest,
-        site=challenge.site,
-        node=challenge.node,
-        study=challenge.study,
-        study_digest=challenge.study_digest,
-        dataset=challenge.dataset,
-        sequence=challenge.sequence,
-    )
-
-
 def _bad_challenge() -> PeerProtocolError:
     return PeerProtocolError(
         "approval.bad_challenge",
