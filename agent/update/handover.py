@@ -24,7 +24,7 @@ IMAGE_FILE: Final = "app.raw"
 RECORD_FILE: Final = "release.json"
 MAX_HANDOVER_BYTES: Final = 4096
 
-Action = Literal["install", "rollback"]
+Action = Literal["install", "rollback", "drop"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,8 @@ class Handover:
     """One request.
 
     Args:
-        action: `install` what lies in `incoming/<version>/`, or `rollback` to the other slot, which holds `version`.
+        action: `install` what lies in `incoming/<version>/`, `rollback` to the other slot, which holds `version`, or
+            `drop` the release that waits there for its turn.
         version: X.Y.Z.
         window: When to change over; None for at once.
     """
@@ -56,7 +57,7 @@ def parse_handover(data: bytes) -> Handover:
     if len(data) > MAX_HANDOVER_BYTES:
         raise ValueError("it is larger than a request may be")
     match _parse(data):
-        case {"action": ("install" | "rollback") as action, "version": str(version), "window": None | str() as window}:
+        case {"action": ("install" | "rollback" | "drop") as action, "version": str(version), "window": None | str() as window}:
             if re.fullmatch(VERSION_PATTERN, version) is None:
                 raise ValueError("it names no version")
             return Handover(action, version, None if window is None else parse_window(window))

@@ -105,6 +105,17 @@ class Incoming:
         """
         self._ask(Handover("rollback", str(version)))
 
+    def ask_drop(self, version: Version) -> None:
+        """Ask the slot tool to let go of a release that waits for its turn.
+
+        Args:
+            version: Which one.
+
+        Raises:
+            HardwareError: The disk does not take it.
+        """
+        self._ask(Handover("drop", str(version)))
+
     def waiting(self) -> Handover | None:
         """What the slot tool was asked for and has not taken yet."""
         try:

@@ -121,6 +121,8 @@ class Installer:
         """
         if handover.action == "rollback":
             return self.rollback(handover.version)
+        if handover.action == "drop":
+            return self.drop(handover.version)
         source = incoming / handover.version
         record, release = self._read_record(source)
         if str(release.version) != handover.version:
@@ -230,6 +232,20 @@ class Installer:
                 raise _wrong_release(f"the other slot holds {older.version}, which is not older than the one that runs")
             state = self._save(state.after(Event.ROLLBACK, failed=str(left)))
         self._machine.services.restart_agent()
+        return state.phase
+
+    def drop(self, version: str) -> Phase:
+        """Let go of a release that waits for its turn: its maker offers it no more.
+
+        Args:
+            version: Which one; another one waits on.
+
+        Raises:
+            HardwareError: The disk or the TPM fails.
+        """
+        state = self._load()
+        if state.phase is Phase.STAGED and version == str(self._release(state.good.other).version):
+            state = self._save(state.after(Event.DROP, window=None))
         return state.phase
 
     def status(self) -> dict[str, object]:

@@ -231,7 +231,8 @@ class Updater:
         Raises:
             SecureHealthError: As `look` and `take` say.
         """
-        _, chosen = self.look(channel)
+        offered, chosen = self.look(channel)
+        self._drop_if_halted(offered)
         if chosen is None or not automatic or self._box.on_trial:
             return None
         if chosen in {self._box.failed, self._box.staged} or self._is_waiting(chosen):
@@ -255,6 +256,15 @@ class Updater:
         if chosen is not None:
             self.take(chosen, window)
         return chosen
+
+    def _drop_if_halted(self, offered: Channel) -> None:
+        """A release that waits here for its hour, and that its maker has halted since, is not to run."""
+        staged = self._box.staged
+        offer = None if staged is None else offered.offer(str(staged))
+        if staged is not None and offer is not None and offer.halted:
+            with noted(self._folder):
+                self._folder.incoming.ask_drop(staged)
+            log.warning("update_halted", version=str(staged))
 
     def _is_waiting(self, version: Version) -> bool:
         # Asked for and gone means refused, or lost: a full disk must not keep a box from a release for good.

@@ -17,6 +17,7 @@ from agent.update.handover import Handover
 from agent.update.programs import ProgramError
 from agent.update.release import verify_release
 from agent.update.state import Phase, SlotName, State, encode_state
+from agent.update.window import parse_window
 from tests.simulators.releases import Publisher
 from tests.simulators.slots import QUICK, SECRET, PlayedCounters, SlotBox, make_release
 
@@ -60,6 +61,18 @@ def test_rollback_to_an_older_release_through_the_channel(box: SlotBox) -> None:
 def test_the_same_release_again(box: SlotBox) -> None:
     box.deliver("1.4.0", epoch=3)
     refused(box, "1.4.0", "update.wrong_release")
+
+
+def test_an_updater_that_drops_what_is_not_staged(box: SlotBox) -> None:
+    box.deliver("1.5.0", epoch=3)
+    box.installer.install(box.incoming, Handover("install", "1.5.0", parse_window("02:00-02:01")))
+    staged = box.installer.status()["phase"]
+    box.installer.install(box.incoming, Handover("drop", "1.6.0"))
+    assert box.installer.status()["phase"] == staged == "staged"
+    box.installer.install(box.incoming, Handover("drop", "1.5.0"))
+    box.installer.install(box.incoming, Handover("drop", "1.4.0"))
+    box.activate()
+    assert (box.installer.status()["phase"], box.running()) == ("steady", "1.4.0")
 
 
 def test_a_newer_version_with_a_lower_epoch(box: SlotBox) -> None:

@@ -138,10 +138,13 @@ class PlayedReleases(PlayedRepository):
             self.put(self.releases, release_path(version, delta_name(base[0])), make_delta(base[1], image))
         return release
 
-    def offer(self, channel: str, *offers: tuple[str, int], sites: Sequence[str] = ("*",)) -> None:
+    def offer(
+        self, channel: str, *offers: tuple[str, int], sites: Sequence[str] = ("*",), halted: Sequence[str] = ()
+    ) -> None:
         """Offer these releases to so many of a hundred boxes, and publish that."""
         listed = tuple(
-            Offer(version=version, percentage=percentage, sites=tuple(sites)) for version, percentage in offers
+            Offer(version=version, percentage=percentage, sites=tuple(sites), halted=version in halted)
+            for version, percentage in offers
         )
         self.put(self.channels, channel_path(channel), Channel(channel=channel, releases=listed).encode())
         self.sign_all()

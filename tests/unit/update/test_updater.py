@@ -54,6 +54,14 @@ def test_a_release_that_waits_for_its_window_is_not_brought_again(scene: UpdateS
     assert scene.run() is None
 
 
+def test_a_release_that_is_halted_while_it_waits_for_its_window_is_let_go(scene: UpdateScene) -> None:
+    scene.run()
+    scene.box = replace(scene.box, staged=Version.parse(NEW))
+    scene.maker.offer("stable", (OLD, 100), (NEW, 100), halted=(NEW,))
+    assert scene.run(automatic=False) is None
+    assert scene.handed_over() == Handover("drop", NEW)
+
+
 def test_nothing_is_taken_while_a_release_is_on_trial(scene: UpdateScene) -> None:
     scene.box = replace(scene.box, on_trial=True)
     assert scene.run() is None
