@@ -282,6 +282,18 @@ def parse_leaf(data: bytes) -> Leaf:
     return leaf
 
 
+def read_leaf(data: bytes) -> Leaf:
+    """Read what `encode_leaf` made and nobody altered since.
+
+    Raises:
+        PeerProtocolError: It is no leaf (`audit.bad_leaf`).
+    """
+    try:
+        return _LEAF.validate_json(data)
+    except ValidationError as error:
+        raise _bad_leaf(explain_invalid(error, whole="leaf")) from error
+
+
 def _bad_leaf(what: str) -> PeerProtocolError:
     return PeerProtocolError(
         "audit.bad_leaf",
