@@ -57,7 +57,11 @@ def parse_handover(data: bytes) -> Handover:
     if len(data) > MAX_HANDOVER_BYTES:
         raise ValueError("it is larger than a request may be")
     match _parse(data):
-        case {"action": ("install" | "rollback" | "drop") as action, "version": str(version), "window": None | str() as window}:
+        case {
+            "action": ("install" | "rollback" | "drop") as action,
+            "version": str(version),
+            "window": None | str() as window,
+        }:
             if re.fullmatch(VERSION_PATTERN, version) is None:
                 raise ValueError("it names no version")
             return Handover(action, version, None if window is None else parse_window(window))
