@@ -7,6 +7,7 @@ from typing import Protocol
 
 from agent.core.errors import Fault, PeerProtocolError
 from agent.core.wire import Frame, Refusal, Stage
+from agent.federation.board import RoundBoard
 from agent.federation.faults import RefusedError
 from agent.federation.studies import StudyRun, StudyShelf, broken_rule
 
@@ -48,14 +49,18 @@ class OpenHandler:
 class Rounds:
     """The table of stages. Stage CLOSE is answered here: it must work whatever has become of the study."""
 
-    def __init__(self, shelf: StudyShelf, handlers: Mapping[Stage, StageHandler]) -> None:
+    def __init__(
+        self, shelf: StudyShelf, handlers: Mapping[Stage, StageHandler], board: RoundBoard | None = None
+    ) -> None:
         """Prepare.
 
         Args:
             shelf: The studies.
             handlers: Who answers which stage; a stage without handler is refused.
+            board: Told of every leg, for people to watch.
         """
         self._shelf = shelf
+        self._board = board
         self._handlers = dict(handlers)
 
     def answer(self, frame: Frame) -> Frame:
@@ -71,7 +76,8 @@ class Rounds:
             handler = self._handlers.get(frame.stage)
             if handler is None:
                 raise broken_rule(f"a message of stage {frame.stage.value}, which this node does not take part in")
-            return handler.handle(self._shelf.run_of(frame.study, on_close=self._forget), frame)
+            run = self._shelf.run_of(frame.study, on_close=self._forget)
+            return self._watched(run, frame, handler)
         except PeerProtocolError as error:
             self._shelf.note_refused(frame.study, error)
             raise RefusedError(Refusal.PROTOCOL, error) from error
@@ -82,6 +88,15 @@ class Rounds:
             if refused.refusal is Refusal.DECLINED and refused.cause.fault in {Fault.SOFTWARE, Fault.HARDWARE}:
                 self._shelf.close_run(frame.study, on_close=self._forget)
             raise
+
+    def _watched(self, run: StudyRun, frame: Frame, handler: StageHandler) -> Frame:
+        if self._board is None or frame.stage is Stage.OPEN:
+            return handler.handle(run, frame)
+        study = run.study
+        self._board.note_leg(frame, title=study.title, dataset=run.dataset.id, rounds=study.rounds)
+        answer = handler.handle(run, frame)
+        self._board.note_answered(frame)
+        return answer
 
     def _forget(self, run: StudyRun) -> None:
         # One handler may serve several stages.

@@ -89,6 +89,7 @@ class SecureSettings:
         stopping: Whether the agent was told to stop: training that a stop cut short is no failure of the study.
         journal_key: Protects the journals against other hands (`agent.federation.journal`).
         governed: What budget, receipts and permits are asked of; None on a box that governs no studies.
+        on_sent: Told study, cohort and bytes of what is about to leave, for people to watch.
     """
 
     site: str
@@ -99,6 +100,7 @@ class SecureSettings:
     stopping: Callable[[], bool] = field(repr=False)
     journal_key: bytes = field(repr=False)
     governed: Governed | None = None
+    on_sent: Callable[[str, tuple[str, ...], int], None] = field(default=lambda *_: None, repr=False)
 
 
 class SecureHandler:
@@ -194,7 +196,8 @@ class SecureHandler:
             governed.still_permitted(run)
         upload = study.session.masked_input(contribution)
         if governed is not None and run.permit is not None:
-            governed.gate.note_sent(run.permit, _receipt(run, accepted, upload.frame))
+            governed.gate.note_sent(run.permit, _receipt(run, accepted, upload.frame), run.study)
+        self._settings.on_sent(run.study.id, accepted.attempt.cohort, len(upload.frame.payload))
         if upload.declined is not None and contribution is not None:
             self._pause(run, study, "rounds.not_encodable")
         log.info(

@@ -180,7 +180,7 @@ class StudyShelf:
             self.close_run(study_id, on_close=on_close)
             raise
         run = self._runs.get(study_id)
-        if run is not None and (run.folder.digest != folder.digest or run.permit != permit):
+        if run is not None and (run.folder.digest != folder.digest or not _upheld(run.permit, permit)):
             self.close_run(study_id, on_close=on_close)
             run = None
         if run is None:
@@ -198,7 +198,7 @@ class StudyShelf:
         if run.permit is None:
             return
         _, permit = self._admit(self._load(run.study.id))
-        if permit != run.permit:
+        if not _upheld(run.permit, permit):
             raise RefusedError(Refusal.NOT_PERMITTED, _another_permit(run.study))
 
     def note_refused(self, study_id: str, cause: SecureHealthError) -> None:
@@ -402,6 +402,10 @@ def broken_rule(what: str) -> PeerProtocolError:
         f"The coordinator sent {what}.",
         next_step="Nothing was computed. If it repeats, ask the coordinator's operator.",
     )
+
+
+def _upheld(earlier: Permit | None, permit: Permit | None) -> bool:
+    return earlier is None if permit is None else permit.upholds(earlier)
 
 
 def _another_permit(study: Study) -> OperatorError:

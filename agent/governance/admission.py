@@ -33,7 +33,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """A decision that let a study pass. Two that are equal rest on the same facts.
+    """A decision that let a study pass.
 
     Args:
         study: The study's id.
@@ -52,6 +52,15 @@ class Permit:
     leaf: int
     approvals: tuple[int, ...]
     minimum_cohort: int
+
+    def upholds(self, earlier: Permit | None) -> bool:
+        """Whether all that an earlier decision rested on still holds; that more was approved since changes nothing."""
+        return (
+            earlier is not None
+            and (self.study_digest, self.dataset, self.dataset_digest, self.minimum_cohort)
+            == (earlier.study_digest, earlier.dataset, earlier.dataset_digest, earlier.minimum_cohort)
+            and set(earlier.approvals) <= set(self.approvals)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +118,7 @@ class Gate(Protocol):
         """
         ...
 
-    def note_sent(self, permit: Permit, receipt: Receipt) -> None:
+    def note_sent(self, permit: Permit, receipt: Receipt, study: Study) -> None:
         """Something is about to leave; it may, once this returns."""
         ...
 
