@@ -363,7 +363,6 @@ class StudyDesk:
             origins=() if card else (*self.origins, TERMINAL_ORIGIN),
             credential_id=steward.credential_id or "",
             public_key=steward.public_key,
-            public_key=steward.public_key,
             endorsed=endorsed,
         )
 
