@@ -142,7 +142,7 @@ def evaluate(request: PermitRequest) -> Decision:
     evidence = weigh_visas(
         request.study.visas, request.policy.issuers, identity=request.study.use.identity, now_s=request.now_s
     )
-    return Decision(tuple(finding for rule in _TABLE for finding in rule(request, evidence)))
+    return Decision(tuple(_plain(finding) for rule in _TABLE for finding in rule(request, evidence)))
 
 
 def refuse_without_policy(error: OperatorError) -> Decision:
@@ -176,6 +176,12 @@ def refusal_of(decision: Decision) -> OperatorError:
     error = next(item for item in _errors(first.sentence) if item.code == f"permit.{first.rule}")
     error.details["rules"] = [finding.rule for finding in decision.refusals]
     return error
+
+
+def _plain(finding: Finding) -> Finding:
+    """A finding as it may go to a terminal or a page, whatever a stranger wrote into the study."""
+    sentence = "".join(letter if letter.isprintable() else "?" for letter in finding.sentence)
+    return Finding(finding.rule, finding.passed, sentence)
 
 
 _NOTHING: Final = DatasetPolicy()

@@ -163,6 +163,14 @@ def test_a_ledger_that_does_not_speak_of_the_budget(policy: Policy) -> None:
     assert codes(played_request(policy, budget=Finding("site_named", True, "All is well."))) == ["budget"]
 
 
+def test_a_requester_whose_name_paints_over_the_stewards_screen(policy: Policy) -> None:
+    name = "Nobody\x1b[2J\u202eetutitsnI traeH\nsite_named: passed"
+    study = played_study(requester=name, use={"ethics_approval": name, "institution": name})
+    texts = [finding.sentence for finding in evaluate(played_request(policy, study=study)).findings]
+    assert any("Nobody?[2J?" in text for text in texts)
+    assert all(text.isprintable() for text in texts)
+
+
 def test_a_forged_visa(issuer: PlayedIssuer) -> None:
     policy = played_policy(issuer, DEMANDING)
     use = {"identity": IDENTITY.model_dump()}
