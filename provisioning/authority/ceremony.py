@@ -73,6 +73,11 @@ class PendingChange:
         """Keys that have not signed, by id."""
         return {keyid: key for result in self._results() for keyid, key in result.unsigned.items()}
 
+    @property
+    def broken(self) -> frozenset[str]:
+        """Ids of keys that signed something else than what stands here now."""
+        return frozenset(Metadata[Targets].from_bytes(self.data).signatures) & frozenset(self.unsigned)
+
     def signed_by(self, signers: Iterable[Signer]) -> PendingChange:
         """The same with more signatures."""
         data = sign(Metadata[Targets].from_bytes(self.data), signers).to_bytes()
@@ -172,14 +177,20 @@ class Ceremony:
             OperatorError: Another change of the role is pending (`authority.already_pending`).
             SecureHealthError: As `Publisher.publish` says.
         """
+        return self.complete(self.propose(role, edit, targets=targets))
+
+    def propose(self, role: str, edit: Edit, *, targets: Mapping[str, bytes] | None = None) -> PendingChange:
+        """The same change, signed by nobody and kept nowhere yet.
+
+        Raises:
+            OperatorError, SecureHealthError: As `change` says.
+        """
         self._check_none_pending(role)
         state = self._publisher.resume()
         metadata = next_version(_required(state, role), role=role, now=self._clock.now())
         edit(metadata.signed)
         above = state.roots[-1] if role == Targets.type else _required(state, Targets.type)
-        return self.complete(
-            PendingChange(role, above, Change(roles={role: metadata.to_bytes()}, targets=targets or {}))
-        )
+        return PendingChange(role, above, Change(roles={role: metadata.to_bytes()}, targets=targets or {}))
 
     def rotate_root(self, keys: Mapping[str, RoleKeys]) -> PendingChange:
         """Make the next version of the root; the quorum before and the new one must sign.
@@ -212,16 +223,29 @@ class Ceremony:
             OperatorError, SecureHealthError: As `change` says.
         """
         pending = add_signatures(pending, self._keyring)
-        place = self.pending_file(pending)
-        if pending.is_complete:
-            self._publisher.publish(pending.change)
-            with storing():
-                place.unlink(missing_ok=True)
-        else:
-            with storing():
-                make_directory(place.parent)
-                store_atomically(place, pending.encode())
+        if not pending.is_complete:
+            self._keep(pending)
+            return pending
+        self._publisher.publish(pending.change)
+        with storing():
+            self.pending_file(pending).unlink(missing_ok=True)
         return pending
+
+    def sign(self, pending: PendingChange) -> PendingChange:
+        """Add the signatures of the keys that are here, and keep the change; complete or not, it is not published.
+
+        Raises:
+            OperatorError, HardwareError: As `add_signatures` says.
+        """
+        pending = add_signatures(pending, self._keyring)
+        self._keep(pending)
+        return pending
+
+    def _keep(self, pending: PendingChange) -> None:
+        place = self.pending_file(pending)
+        with storing():
+            make_directory(place.parent)
+            store_atomically(place, pending.encode())
 
     def pending_file(self, pending: PendingChange) -> Path:
         """Where a change waits."""
@@ -241,8 +265,15 @@ def add_signatures(pending: PendingChange, keyring: Keyring) -> PendingChange:
     """The same with the signatures of those missing keys that are here; no more than are needed.
 
     Raises:
-        OperatorError, HardwareError: A key cannot be opened, or does not answer.
+        OperatorError: What others signed was altered since (`authority.altered_change`), or a key cannot be opened.
+        HardwareError: A key does not answer.
     """
+    if pending.broken:
+        raise OperatorError(
+            "authority.altered_change",
+            f"The change of {pending.role} was altered after it was signed: a signature on it does not hold.",
+            next_step="Sign nothing. Ask who prepared it, remove the file, and have the change made anew.",
+        )
     for keyid in list(pending.unsigned):
         if pending.is_complete:
             break

@@ -34,8 +34,16 @@ def files(place: Path, **changes: Any) -> tuple[Path, Path]:  # noqa: ANN401 - a
     return place / "study.json", place / "model.onnx"
 
 
+FITTING = {
+    "schema_name": "played",
+    "features": [{"name": f"age_{number}", "kind": "number", "minimum": 0, "maximum": 120} for number in range(10)],
+    "label": {"field": "ill"},
+}
+"""As many fields as the played model has inputs."""
+
+
 def test_validate_says_what_a_hospital_will_be_asked(tmp_path: Path) -> None:
-    study, model = files(tmp_path)
+    study, model = files(tmp_path, data=FITTING)
     said = call("study", "validate", study, "--model", model)
     assert "hospital-a, hospital-b, hospital-c, hospital-d" in said
     assert "Only sums over at least 3 hospitals leave" in said
@@ -62,6 +70,8 @@ def test_validate_refuses_two_hospitals_and_another_model(tmp_path: Path) -> Non
     model.write_bytes(model.read_bytes() + b"\0")
     with pytest.raises(OperatorError):
         call("study", "validate", study, "--model", model)
+    with pytest.raises(OperatorError, match="rows of 10 numbers, and the study's fields give 1"):
+        call("study", "validate", *files(tmp_path)[:1], "--model", files(tmp_path)[1])
     with pytest.raises(OperatorError, match="cannot be read"):
         call("study", "validate", tmp_path / "nothing.json")
 
