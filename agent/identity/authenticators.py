@@ -32,7 +32,12 @@ _NONSENSE: Final = (
     *(struct.error, RecursionError, MemoryError),
 )
 """What `fido2` raises over an answer that a device bent."""
-_TELLING: Final = {"identity.card_busy": 3, "identity.foreign_key": 2, "identity.authenticator_refused": 1}
+_TELLING: Final = {
+    "identity.card_busy": 3,
+    "identity.foreign_key": 2,
+    "identity.not_the_stewards_key": 2,
+    "identity.authenticator_refused": 1,
+}
 """Which of several devices' failures a person should read first."""
 
 

@@ -13,6 +13,7 @@ import secrets
 import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -77,7 +78,7 @@ def find_devices() -> tuple[FoundDevice, ...]:
 
     def note(held: Authenticator) -> None:
         options = f"?reader={quote(held.reader)}" if held.reader else ""
-        holds_key = record is not None and _knows(held, record)
+        holds_key = record is not None and knows(held, _credential_of(record))
         found.append(FoundDevice(f"fido2:{DEFAULT_RECORD}{options}", held.device, holds_key))
 
     visit_authenticators("", note)
@@ -127,6 +128,7 @@ class FIDO2Key(HardwareKey):
         self._reader = reader
         self._person = person
         self._record = record
+        self._credential = _credential_of(record)
         self._public_key = record.load_key()
         self._lock = threading.Lock()
 
@@ -180,7 +182,7 @@ class FIDO2Key(HardwareKey):
     def _signature_over(self, message: bytes) -> bytes:
         client_data_hash = hashlib.sha256(message).digest()
         with self._lock, self._hold() as held:
-            assertion = _assert(held, self._person, self._record, client_data_hash)
+            assertion = get_assertion(held, self._person, self._credential, client_data_hash)
         self._check(assertion, client_data_hash)
         return encode_assertion(bytes(assertion.auth_data), assertion.signature)
 
@@ -195,7 +197,7 @@ class FIDO2Key(HardwareKey):
 
     def _hold(self, *, busy_timeout_s: float | None = None) -> AbstractContextManager[Authenticator]:
         def objection(held: Authenticator) -> HardwareError | None:
-            return None if _knows(held, self._record) else foreign_key("security key")
+            return None if knows(held, self._credential) else foreign_key("security key")
 
         return hold_authenticator(self._reader, objection, busy_timeout_s=busy_timeout_s)
 
@@ -242,16 +244,47 @@ def _make_credential(held: Authenticator, person: Person, client_data_hash: byte
         raise prompt.failure(error) from error
 
 
-def _assert(
-    held: Authenticator, person: Person, record: CredentialRecord, client_data_hash: bytes
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """What an authenticator is asked for a signature by.
+
+    Args:
+        rp_id: The relying party.
+        id: As its registration gave it.
+    """
+
+    rp_id: str
+    id: bytes
+
+    @property
+    def allow_list(self) -> list[Mapping[str, object]]:
+        """As CTAP takes it."""
+        return [{"type": "public-key", "id": self.id}]
+
+
+def get_assertion(
+    held: Authenticator, person: Person, credential: Credential, client_data_hash: bytes
 ) -> AssertionResponse:
-    user = fido2_pin.verify_user(held, person, client_data_hash, permission=fido2_pin.GET_ASSERTION, rp_id=record.rp_id)
+    """Have an authenticator sign, with its user verified and a touch.
+
+    Args:
+        held: The authenticator.
+        person: Who knows the PIN or has the finger.
+        credential: Which of its keys.
+        client_data_hash: (32,).
+
+    Raises:
+        OperatorError: The PIN is wrong, or nobody is there.
+        HardwareError: It does not sign.
+    """
+    rp_id = credential.rp_id
+    user = fido2_pin.verify_user(held, person, client_data_hash, permission=fido2_pin.GET_ASSERTION, rp_id=rp_id)
     prompt = fido2_pin.TouchPrompt(person, held.device)
     try:
         return held.ctap.get_assertion(
-            record.rp_id,
+            rp_id,
             client_data_hash,
-            _allow_list(record),
+            credential.allow_list,
             pin_uv_param=user.parameter,
             pin_uv_protocol=user.protocol,
             event=prompt.cancelled,
@@ -261,18 +294,18 @@ def _assert(
         raise prompt.failure(error) from error
 
 
-def _knows(held: Authenticator, record: CredentialRecord) -> bool:
+def knows(held: Authenticator, credential: Credential) -> bool:
     """Whether the authenticator holds the credential; nobody need touch it for that (CTAP 2.1, 6.2, "up" false)."""
     try:
-        held.ctap.get_assertion(record.rp_id, _ZERO_HASH, _allow_list(record), options={"up": False})
+        held.ctap.get_assertion(credential.rp_id, _ZERO_HASH, credential.allow_list, options={"up": False})
     except CtapError as error:
         # One that verifies its user for everything does not say; its signature will.
         return error.code == CtapError.ERR.PUAT_REQUIRED
     return True
 
 
-def _allow_list(record: CredentialRecord) -> list[Mapping[str, object]]:
-    return [{"type": "public-key", "id": bytes.fromhex(record.credential_id)}]
+def _credential_of(record: CredentialRecord) -> Credential:
+    return Credential(record.rp_id, bytes.fromhex(record.credential_id))
 
 
 def _check_single(reader: str) -> None:
