@@ -19,12 +19,13 @@ from agent.core.errors import HardwareError, OperatorError, SecureHealthError
 from agent.core.files import store_atomically
 from agent.core.ids import SiteID
 from agent.enrolment.record import EnrolmentFolder, EnrolmentRecord, revoked_key
+from agent.governance.stewards import RepositoryStewards, RosterStewards, StewardSource
 from agent.identity.key import HardwareKey
 from agent.service.shelf import StudyLibrary
 from agent.service.trust import REFRESH_S, OpenedRepository, TrustKeeper
 from agent.trust.counters import COUNTERS_FILE_NAME, CounterStore
 from agent.trust.peers import Peers, PinnedPeers, RepositoryPeers, consortium_digest, node_name
-from agent.trust.records import ServerRecord, parse_public_pem
+from agent.trust.records import ConsortiumRecord, ServerRecord, parse_public_pem
 from agent.trust.roster import load_roster
 from agent.trust.snapshot import Environment, TrustSnapshot
 
@@ -44,6 +45,9 @@ class Company:
         peers: Who speaks for which hospital.
         coordinator: Who may ask.
         timestamp_version: The newest timestamp of the trust repository that this box has seen; 0 without one.
+        stewards: Who decides at this hospital.
+        consortium: Its record now; None where it is pinned.
+        now_s: Seconds since 1970, not before the latest signed time.
     """
 
     digest: str
@@ -51,6 +55,9 @@ class Company:
     peers: Peers
     coordinator: ec.EllipticCurvePublicKey
     timestamp_version: Callable[[], int]
+    stewards: StewardSource
+    consortium: Callable[[], ConsortiumRecord | None]
+    now_s: Callable[[], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +102,9 @@ def pinned_affiliation(config: AgentConfig, pinned: Pinned, key: HardwareKey, cl
             peers=PinnedPeers(roster, clock, _counters(config)),
             coordinator=roster.coordinator,
             timestamp_version=lambda: 0,
+            stewards=RosterStewards(roster, SiteID(pinned.site)),
+            consortium=lambda: None,
+            now_s=lambda: int(clock.now().timestamp()),
         )
     return Affiliation(
         site=pinned.site,
@@ -144,6 +154,9 @@ def enrolled_affiliation(
             peers=RepositoryPeers(keeper, _counters(config)),
             coordinator=parse_public_pem(snapshot.consortium.coordinator),
             timestamp_version=lambda: keeper.current().timestamp_version,
+            stewards=RepositoryStewards(keeper, SiteID(record.site)),
+            consortium=lambda: keeper.current().consortium,
+            now_s=keeper.now_s,
         )
         yield Affiliation(
             site=record.site,
