@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal
 import rfc8785
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from agent.core.base64url import decode_bytes, encode_bytes
 from agent.core.errors import PeerProtocolError
@@ -28,7 +28,14 @@ MAX_RECORD_BYTES: Final = 1 << 15
 MAX_CLIENT_DATA_BYTES: Final = 1 << 12
 _CLIENT_DATA_TYPE: Final = "webauthn.get"
 
-_Bytes = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=1 << 13)]
+
+def _check_base64url(text: str) -> str:
+    if encode_bytes(decode_bytes(text)) != text:
+        raise ValueError("no base64url")
+    return text
+
+
+_Bytes = Annotated[str, Field(min_length=1, max_length=1 << 13), AfterValidator(_check_base64url)]
 """base64url without padding."""
 
 
@@ -204,7 +211,7 @@ def _check_client_data(client_data: bytes, challenge: bytes, origins: frozenset[
         raise _not_signed("its client data is of another kind")
     if fields.get("challenge") != encode_bytes(challenge):
         raise _not_signed("something else was signed")
-    if origins is not None and fields.get("origin") not in origins:
+    if origins is not None and fields.get("origin") not in tuple(origins):
         raise _not_signed("it was made at an address that is not this box's")
     if fields.get("crossOrigin", False) is not False or "topOrigin" in fields:
         raise _not_signed("it was made inside another site's page")

@@ -4,6 +4,7 @@ The log says which approvals were given and withdrawn; the records, with what st
 
     approvals/<sequence>.json              the record whose digest the leaf names
     approvals/<sequence>.withdrawal.json   who withdrew it, and what the key signed
+    approvals/last-sequence                the last number that was given out, signed for or not
 """
 
 from __future__ import annotations
@@ -31,10 +32,18 @@ from agent.governance.approval import (
     verify_approval,
 )
 from agent.governance.challenge import Challenge, WithdrawalChallenge
-from agent.governance.stewards import StewardCounters, StewardSource, not_stored, people, steward_named
+from agent.governance.stewards import (
+    StewardCounters,
+    StewardSource,
+    bad_counters,
+    not_stored,
+    people,
+    steward_named,
+)
 from agent.trust.records import StewardFile
 
 COUNTERS_FILE_NAME: Final = "counters.json"
+SEQUENCE_FILE_NAME: Final = "last-sequence"
 REQUEST_LIFE_S: Final = 900
 """How long, in seconds, a steward may take to read what is asked and to sign it."""
 MAX_REQUESTS: Final = 64
@@ -132,7 +141,7 @@ class ApprovalBook:
         now_s: Seconds since 1970, not before the latest signed time where there is one.
 
     Raises:
-        OperatorError: The counters of stewards' keys cannot be read.
+        OperatorError: The counters of stewards' keys, or the last number, cannot be read (`approval.bad_counters`).
         HardwareError: The disk does not take the directory.
     """
 
@@ -160,7 +169,7 @@ class ApprovalBook:
         self._read = 0
         self._given: dict[int, GivenApproval] = {}
         self._requests: dict[int, _Request] = {}
-        self._last = 0
+        self._last = _load_last(directory / SEQUENCE_FILE_NAME)
         self._verified: set[tuple[str, StewardFile]] = set()
         self._lock = Lock()
 
@@ -172,11 +181,13 @@ class ApprovalBook:
             not_after_s: Until when it shall count, exclusive, in seconds since 1970.
 
         Returns:
-            What a steward's key shall sign, under a number that no other approval has or had.
+            What a steward's key shall sign, under a number that was never given out before.
+
+        Raises:
+            HardwareError: The disk does not take the number.
         """
         with self._lock:
             self._look()
-            self._last = max(self._last, *self._given, 0) + 1
             challenge = Challenge(
                 root_digest=self._box.root_digest,
                 site=self._box.site,
@@ -186,7 +197,7 @@ class ApprovalBook:
                 dataset=matter.dataset,
                 dataset_digest=matter.dataset_digest,
                 epsilon=matter.epsilon,
-                sequence=self._last,
+                sequence=self._next(),
                 not_after_s=not_after_s,
             )
             while len(self._requests) >= MAX_REQUESTS:
@@ -308,6 +319,12 @@ class ApprovalBook:
                 self._given[leaf.sequence] = replace(self._given[leaf.sequence], withdrawn_by=leaf.steward)
         self._read = size
 
+    def _next(self) -> int:
+        following = max(self._last, *self._given, 0) + 1
+        self._store(SEQUENCE_FILE_NAME, str(following).encode())
+        self._last = following
+        return following
+
     def _withdrawal(self, sequence: int) -> WithdrawalChallenge:
         self._look()
         entry = self._given.get(sequence)
@@ -383,6 +400,15 @@ def fitting(approvals: Iterable[Approval], *, dataset_digest: str, epsilon: floa
         for approval in approvals
         if approval.challenge.dataset_digest == dataset_digest and approval.challenge.epsilon == epsilon
     )
+
+
+def _load_last(path: Path) -> int:
+    try:
+        return int(path.read_text(encoding="ascii")[:20])
+    except FileNotFoundError:
+        return 0
+    except (OSError, ValueError) as error:
+        raise bad_counters(path) from error
 
 
 def _about(entry: GivenApproval, study_digest: str, dataset: str) -> bool:

@@ -188,8 +188,13 @@ def _load_counters(path: Path) -> dict[str, int]:
     except FileNotFoundError:
         return {}
     except (OSError, ValidationError) as error:
-        raise OperatorError(
-            "approval.bad_counters",
-            f"{path} cannot be read, which remembers how often stewards' keys have signed.",
-            next_step="Restore it from a backup, or remove it: then keys are taken as if seen for the first time.",
-        ) from error
+        raise bad_counters(path) from error
+
+
+def bad_counters(path: Path) -> OperatorError:
+    """The failure of a file that remembers what was seen or given out before."""
+    return OperatorError(
+        "approval.bad_counters",
+        f"{path} cannot be read, which remembers what stewards' keys have signed.",
+        next_step="Restore it from a backup, or remove it: then keys are taken as if seen for the first time.",
+    )

@@ -1,102 +1,187 @@
-"""A data steward with a virtual security key: reads nothing, and approves or withdraws whatever a test says."""
+"""Stewards as played in tests: a passkey in a browser, a smartcard, and the hospital's record of both."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import tomllib
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from agent.audit.leaves import Leaf, encode_leaf, parse_leaf
 from agent.core.base64url import encode_bytes
-from agent.core.box_view import ApprovalView, Box, ChallengeView
-from agent.governance.approval import TERMINAL_ORIGIN, Approval, StewardProof, WebAuthnEvidence
-from agent.governance.challenge import Challenge
+from agent.core.ids import SiteID
+from agent.governance.approval import Approval, Evidence, PIVEvidence, StewardProof, WebAuthnEvidence
+from agent.governance.book import ApprovalBook, BoxIdentity, Matter
+from agent.governance.challenge import Challenge, WithdrawalChallenge
+from agent.governance.stewards import admitted
+from agent.statements.roots import hash_for
 from agent.trust.records import StewardFile, public_pem
-from tests.simulators.passkey import PlayedPasskey
+from tests.simulators.authenticator import UP, UV
 
+SITE = SiteID("hospital-a")
+ORIGIN = "http://localhost:8470"
 RP_ID = "localhost"
+BOX = BoxIdentity("c0" * 32, SITE, "box-1")
+
+Act = Challenge | WithdrawalChallenge
 
 
-def _passkey() -> PlayedPasskey:
-    return PlayedPasskey(TERMINAL_ORIGIN)
+def new_key() -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP256R1())
 
 
-@dataclass(slots=True)
-class PlayedSteward:
-    """One steward.
+@dataclass
+class PasskeySteward:
+    """A steward's browser and security key in one, which can be bent.
 
     Args:
-        site: The hospital.
-        name: Short name of the key.
-        key: The virtual security key.
+        name: Of the key.
+        person: Whose it is.
+        count: Its signature counter; None where it keeps none.
     """
 
-    site: str
-    name: str = "dr-steward"
-    key: PlayedPasskey = field(default_factory=_passkey)
+    name: str
+    person: str | None = None
+    site: str = SITE
+    count: int | None = 0
+    key: ec.EllipticCurvePrivateKey = field(default_factory=new_key)
 
     @property
     def record(self) -> StewardFile:
-        """As the hospital's role endorses it."""
+        """As the hospital puts it on record."""
         return StewardFile(
             site=self.site,
             steward=self.name,
+            person=self.person,
             rp_id=RP_ID,
-            credential_id=self.key.credential_id.hex(),
-            public_key=public_pem(self.key.key.public_key()),
+            credential_id=hashlib.sha256(self.name.encode()).hexdigest(),
+            public_key=public_pem(self.key.public_key()),
         )
 
-    def approve(self, box: Box, study: str) -> ApprovalView:
-        """Approve a study on a box, as at its terminal."""
-        asked = box.begin_approval(study, self.name)
-        challenge = Challenge.parse(asked.payload.encode())
-        approval = Approval(steward=self.name, evidence=self._touch(asked), challenge=challenge)
-        return box.complete_approval(approval.encode().decode())
-
-    def withdraw(self, box: Box, sequence: int) -> None:
-        """Withdraw an approval."""
-        asked = box.begin_withdrawal(sequence, self.name)
-        proof = StewardProof(steward=self.name, evidence=self._touch(asked))
-        box.complete_withdrawal(sequence, proof.encode().decode())
-
-    def _touch(self, asked: ChallengeView) -> WebAuthnEvidence:
-        options = {"publicKey": {"challenge": encode_bytes(bytes.fromhex(asked.challenge)), "rpId": RP_ID}}
-        response = self.key.sign(options)["response"]
+    def evidence(
+        self,
+        act: Act,
+        *,
+        origin: str = ORIGIN,
+        rp_id: str = RP_ID,
+        flags: int = UP | UV,
+        client: Mapping[str, object] | None = None,
+    ) -> WebAuthnEvidence:
+        """An assertion; `client` replaces fields of the client data."""
+        if self.count is not None:
+            self.count += 1
+        data = hashlib.sha256(rp_id.encode()).digest() + struct.pack(">BI", flags, self.count or 0)
+        fields = {"type": "webauthn.get", "challenge": encode_bytes(act.digest), "origin": origin, "crossOrigin": False}
+        client_data = json.dumps({**fields, **(client or {})}).encode()
+        signature = self.key.sign(data + hashlib.sha256(client_data).digest(), ec.ECDSA(hashes.SHA256()))
         return WebAuthnEvidence(
-            authenticator_data=response["authenticatorData"],
-            client_data_json=response["clientDataJSON"],
-            signature=response["signature"],
+            authenticator_data=encode_bytes(data),
+            client_data_json=encode_bytes(client_data),
+            signature=encode_bytes(signature),
         )
 
 
-def govern(directory: Path, *, dataset: str = "local", **terms: object) -> None:
-    """Turn governance on in a box's configuration, with a policy that lets every study of a data set be approved.
+@dataclass
+class CardSteward:
+    """A steward with a smartcard."""
 
-    Args:
-        directory: Of `agent.toml`; the policy is written beside it.
-        dataset: The catalog's name.
-        terms: Replace entries of the data set's policy.
-    """
-    entries = {
-        "duo": ["DUO:0000042"],
-        "fields": "all",
-        "minimum_rows": 1,
-        "unbounded_releases": 1000,
-        "budget": {"hospital": {"epsilon": 100.0, "delta": 1e-4}, "record": {"epsilon": 100.0, "delta": 1e-4}},
-    } | terms
-    lines = ["[policy]", 'requesters = "all"', f"[datasets.{dataset}]"]
-    lines += [f"{name} = {_toml(value)}" for name, value in entries.items()]
-    text = "\n".join(lines) + "\n"
-    tomllib.loads(text)
-    (directory / "policy.toml").write_text(text, encoding="utf-8")
-    config = directory / "agent.toml"
-    before = config.read_text(encoding="utf-8")
-    if "[governance]" not in before:
-        config.write_text(f'{before}\n[governance]\npolicy = "policy.toml"\n', encoding="utf-8")
+    name: str
+    person: str | None = None
+    site: str = SITE
+    key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP384R1()))
+
+    @property
+    def record(self) -> StewardFile:
+        """As the hospital puts it on record."""
+        return StewardFile(
+            site=self.site, steward=self.name, person=self.person, public_key=public_pem(self.key.public_key())
+        )
+
+    def evidence(self, act: Act) -> PIVEvidence:
+        """A signature."""
+        signature = self.key.sign(act.message(), ec.ECDSA(hash_for(self.key.public_key())))
+        return PIVEvidence(signature=encode_bytes(signature))
 
 
-def _toml(value: object) -> str:
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{name} = {_toml(item)}" for name, item in value.items()) + " }"
-    return json.dumps(value)
+Steward = PasskeySteward | CardSteward
+
+
+def approval_by(steward: Steward, challenge: Challenge, evidence: Evidence | None = None) -> Approval:
+    """A steward's approval."""
+    return Approval(steward=steward.name, evidence=evidence or steward.evidence(challenge), challenge=challenge)
+
+
+def proof_by(steward: Steward, act: WithdrawalChallenge, evidence: Evidence | None = None) -> StewardProof:
+    """A steward's withdrawal."""
+    return StewardProof(steward=steward.name, evidence=evidence or steward.evidence(act))
+
+
+class KeptLog:
+    """An audit log in memory; leaves go through their bytes."""
+
+    def __init__(self) -> None:
+        self.kept: list[bytes] = []
+
+    @property
+    def size(self) -> int:
+        return len(self.kept)
+
+    def append(self, leaf: Leaf, /) -> int:
+        self.kept.append(encode_leaf(leaf))
+        return len(self.kept) - 1
+
+    def leaves(self, start: int, stop: int, /) -> Iterable[Leaf]:
+        return tuple(map(parse_leaf, self.kept[start:stop]))
+
+
+@dataclass
+class Records:
+    """What a hospital has on record, as tests change it."""
+
+    found: list[StewardFile] = field(default_factory=list)
+    barred: set[str] = field(default_factory=set)
+
+    def stewards(self) -> Mapping[str, StewardFile]:
+        return admitted(self.found, barred=self.barred)
+
+
+@dataclass
+class Desk:
+    """One box's book of approvals, and the hands that hold it."""
+
+    directory: Path
+    now_s: int = 1_800_000_000
+    box: BoxIdentity = BOX
+    audit: KeptLog = field(default_factory=KeptLog)
+    records: Records = field(default_factory=Records)
+
+    def __post_init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """The agent starts anew on the same disk."""
+        self.book = ApprovalBook(
+            self.directory,
+            self.audit,
+            self.box,
+            self.records,
+            origins=frozenset({ORIGIN}),
+            now_s=lambda: self.now_s,
+        )
+
+    def employ(self, *stewards: Steward) -> None:
+        """The hospital puts keys on record."""
+        self.records.found += [steward.record for steward in stewards]
+
+    def ask(self, matter: Matter, *, days: int = 90) -> Challenge:
+        """What is to be signed."""
+        return self.book.request(matter, not_after_s=self.now_s + days * 86400)
+
+    def approve(self, steward: Steward, matter: Matter) -> Approval:
+        """A steward approves, as it should be."""
+        return self.book.accept(approval_by(steward, self.ask(matter)))
