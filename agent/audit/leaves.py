@@ -158,8 +158,11 @@ class BudgetReserved(_Leaf):
         unit: Whose privacy: one record's, or the hospital's.
         epsilon: None where nothing bounds the loss.
         delta: The other half of the loss.
-        releases: How many unbounded releases.
-        counter: The TPM's counter of reservations after this one.
+        releases: How many releases it is for.
+        counter: The TPM's counter of reservations after this one; 0 on a box that has none.
+        curve: Renyi divergence of one release, at each order of `agent.secagg.accounting.ORDERS`; empty where nothing
+            bounds it.
+        slack: What one release takes out of delta besides.
     """
 
     kind: Literal["budget-reserved"] = "budget-reserved"
@@ -172,6 +175,8 @@ class BudgetReserved(_Leaf):
     delta: Annotated[float, Field(ge=0, le=1)]
     releases: Count
     counter: Count
+    curve: Annotated[tuple[Budget, ...], Field(max_length=256)] = ()
+    slack: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 class BudgetSettled(_Leaf):

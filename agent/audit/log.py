@@ -194,9 +194,11 @@ class AuditLog:
                 chunk = self._database.execute(between, (begin + 1, min(begin + _CHUNK, stop))).fetchall()
             yield from chunk
 
-    def checkpoint(self) -> SignedCheckpoint:
-        """The checkpoint over all leaves, signed."""
-        return self._head
+    def checkpoint(self, size: int | None = None) -> SignedCheckpoint:
+        """The checkpoint over all leaves, signed, or over the first `size` of them."""
+        if size is None:
+            return self._head
+        return sign_checkpoint(Checkpoint(self.origin, size, self.root(size)), self._key)
 
     def root(self, size: int) -> bytes:
         """The tree's root when it had `size` leaves: (32,)."""

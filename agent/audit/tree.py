@@ -32,6 +32,23 @@ def node_hash(left: bytes, right: bytes) -> bytes:
     return hashlib.sha256(b"\x01" + left + right).digest()
 
 
+def root_of(hashes: Sequence[bytes]) -> bytes:
+    """The root over leaves' hashes (RFC 9162 2.1.2): (32,)."""
+    if not hashes:
+        return EMPTY_ROOT
+    stack: list[bytes] = []
+    for index, value in enumerate(hashes):
+        stack.append(value)
+        # As many whole subtrees end at this leaf as its index has trailing ones.
+        for _ in range((~index & (index + 1)).bit_length() - 1):
+            right = stack.pop()
+            stack.append(node_hash(stack.pop(), right))
+    while len(stack) > 1:
+        right = stack.pop()
+        stack.append(node_hash(stack.pop(), right))
+    return stack[0]
+
+
 def inclusion_path(tree: BaseMerkleTree, index: int, size: int) -> Hashes:
     """The inclusion proof of a leaf (RFC 9162 2.1.3.1).
 

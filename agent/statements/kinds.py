@@ -113,3 +113,25 @@ class Heartbeat(Statement):
     trouble: Annotated[str, Field(pattern=r"^([a-z0-9_]{1,31}\.[a-z0-9_]{1,31})?$")]
     uptime_s: Seconds
     issued_s: Seconds
+
+
+class AuditLogKey(Statement):
+    """A node vouches, by its session key, for the key that signs its audit log's checkpoints.
+
+    Attributes:
+        consortium: Digest of the pinned trust root.
+        site: The hospital.
+        node: The box.
+        log_key: The log's public key, Ed25519 (RFC 8032).
+        origin: The log's name, first line of each of its checkpoints.
+        issued_s: When; a session certificate of that moment goes with it.
+    """
+
+    kind: ClassVar[str] = "audit-log-key"
+
+    consortium: Hex32
+    site: IdentifierText
+    node: IdentifierText
+    log_key: Hex32
+    origin: Annotated[str, Field(pattern=r"^[!-*,-~]{1,255}$")]
+    issued_s: Seconds

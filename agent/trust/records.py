@@ -38,6 +38,7 @@ from agent.trust.study import EvidenceName
 
 MAX_RECORD_BYTES = 1 << 20
 MAX_REVOCATIONS = 4096
+MAX_WITNESSES = 8
 CONSORTIUM_TARGET = "consortium.json"
 
 PEMText = Annotated[str, Field(max_length=1 << 18)]
@@ -75,6 +76,28 @@ class EvidenceTerms(_Record):
     kinds: tuple[KeyKind, ...] = (KeyKind.TPM, KeyKind.PIV, KeyKind.FIDO2)
 
 
+class WitnessRecord(_Record):
+    """A witness of the boxes' audit logs (C2SP tlog-witness), of another party than the coordinator.
+
+    Args:
+        name: Of the witness, as its key names it.
+        vkey: Its key in one line (C2SP signed-note, cosignature/v1).
+        address: `host:port`, reached by HTTPS.
+        root_certificates: PEM, the only roots that its certificate may come from.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[!-*,-~]{1,255}$")]
+    vkey: Annotated[str, Field(pattern=r"^[!-*,-~]{1,255}\+[0-9a-f]{8}\+[0-9A-Za-z+/]{44}$")]
+    address: Address
+    root_certificates: PEMText
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.vkey.startswith(f"{self.name}+"):
+            raise ValueError("the witness's key is another one's than its name says")
+        return self
+
+
 class ConsortiumRecord(_Record):
     """`consortium.json`.
 
@@ -87,6 +110,7 @@ class ConsortiumRecord(_Record):
         coordinator: Signs each round; PEM, P-256.
         evidence: Which keys are admitted.
         makers: Certificates (PEM) of makers, by evidence class; `test` counts only in a test environment.
+        witnesses: Of the boxes' audit logs.
     """
 
     format: Literal["secur-e-health/consortium/1"] = "secur-e-health/consortium/1"
@@ -98,12 +122,22 @@ class ConsortiumRecord(_Record):
     coordinator: PEMText
     evidence: EvidenceTerms = EvidenceTerms()
     makers: dict[Literal["test", "virtual", "hardware"], PEMText] = {}
+    witnesses: Annotated[tuple[WitnessRecord, ...], Field(max_length=MAX_WITNESSES)] = ()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         for pem in (self.registrar_key, self.coordinator):
             parse_public_pem(pem)
+        self._check_witnesses()
         return self
+
+    def _check_witnesses(self) -> None:
+        # SECURITY-RULES 22: who runs the rounds would witness whatever suits them. Their keys are P-256, and a
+        # witness's is Ed25519 by its form, so it is none of theirs.
+        if len({witness.vkey for witness in self.witnesses}) < len(self.witnesses):
+            raise ValueError("a witness stands there twice")
+        if {witness.address for witness in self.witnesses} & {self.registrar.address, self.superlink.address}:
+            raise ValueError("a witness is the registrar or the SuperLink; it must be another party's")
 
 
 class FIDO2Record(_Record):
