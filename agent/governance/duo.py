@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from types import MappingProxyType
-from typing import Final
+from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from agent.trust.study import CountryCode, DataUse, DUOTerm, MondoID, ShortText, VisaIdentity
+from agent.trust.study import CountryCode, DataUse, DUOTerm, MondoID, VisaIdentity
 
 NO_RESTRICTION: Final = "DUO:0000004"
 BIOMEDICAL_PERMISSION: Final = "DUO:0000006"
@@ -32,6 +32,8 @@ GENETIC_PURPOSE: Final = "DUO:0000038"
 
 _PERMISSION, _MODIFIER, _INVESTIGATION = "DUO:0000001", "DUO:0000017", "OBI:0000066"
 """The classes below which permissions, modifiers and research purposes stand."""
+
+_Name = Annotated[str, Field(min_length=1, max_length=300)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +136,8 @@ class Limits(BaseModel):
     publish_after: date | None = None
     time_limit: TimeLimit | None = None
     users: tuple[VisaIdentity, ...] = ()
-    projects: tuple[ShortText, ...] = ()
-    institutions: tuple[ShortText, ...] = ()
+    projects: tuple[_Name, ...] = ()
+    institutions: tuple[_Name, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,7 +411,7 @@ def _user(request: UseRequest, limits: Limits) -> Answer:
 
 def _project(request: UseRequest, limits: Limits) -> Answer:
     return _condition(
-        request.project in limits.projects or (request.use.project != "" and request.use.project in limits.projects),
+        request.project in limits.projects or request.use.project in limits.projects,
         "The data are for approved projects only (DUO:0000027)",
         met="the study is one, or belongs to one",
         missed="the study is none and belongs to none",
@@ -419,7 +421,7 @@ def _project(request: UseRequest, limits: Limits) -> Answer:
 def _institution(request: UseRequest, limits: Limits) -> Answer:
     name = request.use.institution
     return _condition(
-        name != "" and name in limits.institutions,
+        name in limits.institutions,
         "The data are for approved institutions only (DUO:0000028)",
         met="the requester's is one",
         missed=f"the requester's ({name or 'not named'}) is none",

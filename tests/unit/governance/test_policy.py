@@ -82,6 +82,8 @@ def test_key_files_lie_beside_the_policy(tmp_path: Path) -> None:
         ("[datasets.a]\nbudget = { record = { epsilon = inf, delta = 1e-6 } }", "epsilon"),
         ("[datasets.a]\nbudget = { record = { epsilon = 1.0 } }", "delta: it is missing"),
         ("[datasets.a.limits]\ndisease = []", "disease"),
+        ('[datasets.a.limits]\nprojects = [""]', "limits.projects"),
+        ('[datasets.a.limits]\ninstitutions = [""]', "limits.institutions"),
         ("[datasets.A]\n", "datasets.A"),
         ("[other]\n", "other"),
     ],
