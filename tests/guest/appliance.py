@@ -115,6 +115,16 @@ class Appliance:
         request = Handover("install", version).encode().decode()
         self.guest.run(f"printf %s {shlex.quote(request)} > {INCOMING}/.ready && mv {INCOMING}/.ready {INCOMING}/ready")
 
+    def change_over_at_any_hour(self, **settings: str) -> None:
+        """Have the hospital's window be as good as the whole day.
+
+        Args:
+            settings: More of the configuration's [update].
+        """
+        lines = {"window": "00:00-23:59"} | settings
+        section = "".join(f'{name} = "{value}"\n' for name, value in lines.items())
+        self.guest.run(f"printf '%s' {shlex.quote(f'[update]{chr(10)}{section}')} >> /etc/secur-e-health/agent.toml")
+
     def identity(self) -> dict[str, str]:
         """What must outlive everything: where the box belongs, and its hospital's catalog."""
         record = json.loads(self.guest.read(f"{STATE}/enrolment/record.json"))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.attestation.makers import build_store
+from agent.core.clock import SystemClock
 from agent.core.ids import SiteID
 from agent.statements.roots import EvidenceClass
 from agent.trust.token import STICK_FILE
@@ -19,6 +20,7 @@ from tests.guest.package import Releases, load_releases
 from tests.guest.rig import BOOTED, Guest
 from tests.guest.tree import BUILD, Machine, load_machine
 from tests.simulators.played_consortium import PlayedConsortium
+from tests.simulators.release_repository import PlayedReleases, ServedReleases, served_releases
 from tests.simulators.stick import make_stick
 from tests.simulators.superlink import RunningSuperLink
 
@@ -72,6 +74,19 @@ def superlink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSuper
 
 
 @pytest.fixture(scope="session")
+def maker() -> PlayedReleases:
+    """Of the software, with a channel of its own."""
+    return PlayedReleases.found_maker(SystemClock())
+
+
+@pytest.fixture(scope="session")
+def release_server(maker: PlayedReleases) -> Iterator[ServedReleases]:
+    """The maker's, on this machine."""
+    with served_releases(maker) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def consortium(
     tmp_path_factory: pytest.TempPathFactory, superlink: RunningSuperLink, installed: Path, machine: Machine
 ) -> Iterator[PlayedConsortium]:
@@ -103,10 +118,13 @@ def installed(machine: Machine, releases: Releases) -> Path:
 
 
 @pytest.fixture(scope="session")
-def enrolled_guest(machine: Machine, installed: Path, consortium: PlayedConsortium) -> Iterator[Guest]:
+def enrolled_guest(
+    machine: Machine, installed: Path, consortium: PlayedConsortium, release_server: ServedReleases
+) -> Iterator[Guest]:
     """A guest, switched off, whose snapshot `ENROLLED` belongs to the consortium."""
     directory = Path(tempfile.mkdtemp(prefix="seh-g-"))
-    ports = tuple(int(address.rpartition(":")[2]) for address in (consortium.address, consortium.superlink_address))
+    addresses = (consortium.address, consortium.superlink_address)
+    ports = (*(int(address.rpartition(":")[2]) for address in addresses), release_server.port)
     with Guest.unpack(machine, directory, stored=installed) as guest:
         guest.ports = ports
         guest.start(INSTALLED)

@@ -10,9 +10,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.trust.channels import delta_name
 from tests.guest.tree import BUILD, directory_image
-from tests.simulators.packages import wrap_release, write_record
+from tests.simulators.packages import run, wrap_release, write_record
 from tests.simulators.releases import Publisher
+from tests.simulators.stick import find_tool
 
 SOURCE = Path(__file__).resolve().parents[2]
 OLD, NEW, BROKEN = "1.0.0", "1.1.0", "1.2.0"
@@ -41,6 +43,16 @@ class Releases:
     def release(self, version: str) -> Path:
         """A disk image that holds a release: app.raw and release.json."""
         return self.directory / f"{version}.img"
+
+    @property
+    def record(self) -> Path:
+        """The record of the new release."""
+        return self.directory / "release.json"
+
+    @property
+    def delta(self) -> Path:
+        """What makes the new release of the old one."""
+        return self.directory / delta_name(OLD)
 
 
 def load_releases() -> Releases:
@@ -75,6 +87,10 @@ def _build(place: Path) -> None:
         module.write_text(module.read_text() + _BREAK)
         _build_release(sources, place / BROKEN, BROKEN, publisher)
     package = wrap_release(place / OLD, place, publisher)
+    made = Releases(place)
+    shutil.copyfile(place / NEW / "release.json", made.record)
+    images = (f"--patch-from={place / OLD / 'app.raw'}", str(place / NEW / "app.raw"))
+    run(find_tool("zstd"), "-q", "-1", "--long=31", *images, "-o", str(made.delta))
     shutil.rmtree(place / OLD)
     directory_image(package.parent, place / "package.img", size=_size_for(package))
     shutil.rmtree(package.parent)

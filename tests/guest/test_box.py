@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
+from pathlib import Path
 
 import pytest
 
-from tests.guest.appliance import READY_LIMIT_S, TRIAL_LIMIT_S, Appliance
+from tests.guest.appliance import READY_LIMIT_S, SHARE, TRIAL_LIMIT_S, Appliance
 from tests.guest.package import BROKEN, NEW, OLD, Releases
+from tests.simulators.release_repository import PlayedReleases, ServedReleases
+from tests.simulators.stick import make_stick
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 POWER_CUTS = 8
@@ -56,6 +60,51 @@ def test_a_broken_release_is_given_up_unattended(enrolled: Appliance, releases: 
     took_s = enrolled.wait_for_slots(current="a", failed=BROKEN)
     print(f"broken release -> old one chosen: {took_s:.1f} s")  # noqa: T201 - measured, not asserted
     check_box(enrolled, before, {OLD})
+
+
+def test_a_restart_in_every_step_of_an_update_does_not_keep_it_from_its_end(
+    enrolled: Appliance, releases: Releases
+) -> None:
+    before = enrolled.identity()
+    enrolled.bring_release(releases.release(NEW), NEW)
+    enrolled.guest.run("sync")
+    enrolled.ask_for(NEW)
+    enrolled.guest.wait_for("systemctl is-active seh-install.service | grep -q activating", limit_s=60)
+    enrolled.guest.reboot()
+    enrolled.wait_for_slots(current="b", phase="trial")
+    enrolled.guest.reboot()
+    enrolled.wait_for_slots(good="b", phase="steady")
+    enrolled.guest.reboot()
+    check_box(enrolled, before, {NEW})
+
+
+def test_a_box_without_internet_takes_a_release_from_a_stick(
+    enrolled: Appliance, releases: Releases, place: Path
+) -> None:
+    enrolled.change_over_at_any_hour()
+    files = {"release.json": releases.record.read_bytes(), releases.delta.name: releases.delta.read_bytes()}
+    enrolled.guest.plug(make_stick(place / "update.img", files, mebibytes=64, label="SEH-UPDATE"))
+    enrolled.wait_for_slots(current="b", phase="trial")
+    enrolled.guest.wait_for("journalctl -b -u 'seh-update-stick@*' | grep -q stick_taken", limit_s=60)
+    enrolled.wait_until_ready()
+    assert enrolled.version == NEW
+
+
+def test_a_box_fetches_what_its_channel_offers(
+    enrolled: Appliance, releases: Releases, maker: PlayedReleases, release_server: ServedReleases
+) -> None:
+    maker.take_over(releases.record.read_bytes(), base=OLD, delta=releases.delta.read_bytes())
+    maker.offer("stable", (NEW, 100))
+    known = json.loads(enrolled.guest.read(f"{SHARE}/release-keys.json"))
+    keys = json.dumps({"threshold": 2, "keys": known["keys"] | maker.public_keys}).encode()
+    enrolled.guest.write(f"{SHARE}/release-keys.json", keys)
+    enrolled.guest.write(f"{SHARE}/release-root.json", maker.files["1.root.json"])
+    enrolled.change_over_at_any_hour(url=release_server.url)
+    enrolled.guest.run("systemctl start seh-update.service", limit_s=READY_LIMIT_S)
+    assert release_server.asked_for(releases.delta.name)
+    assert not release_server.asked_for("app.raw")
+    enrolled.wait_for_slots(current="b", phase="trial")
+    assert enrolled.version == NEW
 
 
 @pytest.mark.parametrize("step", ["staging", "trial"])

@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from securesystemslib.signer import CryptoSigner
-from tuf.api.metadata import Delegations, Targets
+from tuf.api.metadata import Delegations, TargetFile, Targets
 
 from agent.core.clock import Clock
-from agent.statements.release import PAYLOAD_TYPE, Release, Version, pre_authentication_encoding
+from agent.statements.release import PAYLOAD_TYPE, Release, Version, parse_release, pre_authentication_encoding
 from agent.trust.channels import Channel, Offer, channel_path, delta_name, release_path
 from agent.update.release import ReleaseKeys, parse_release_keys
 from agent.update.repository import PATTERNS
@@ -109,10 +109,14 @@ class PlayedReleases(PlayedRepository):
         return played
 
     @property
+    def public_keys(self) -> dict[str, str]:
+        """Who may sign releases: PEM by key id."""
+        return {signer.public_key.keyid: signer.public_key.keyval["public"] for signer in self.signers["releases"]}
+
+    @property
     def keys(self) -> ReleaseKeys:
-        """Who may sign releases, as the package says."""
-        keys = {signer.public_key.keyid: signer.public_key.keyval["public"] for signer in self.signers["releases"]}
-        return parse_release_keys(json.dumps({"threshold": 2, "keys": keys}).encode())
+        """The same, as the package says it."""
+        return parse_release_keys(json.dumps({"threshold": 2, "keys": self.public_keys}).encode())
 
     def sign_all(self) -> None:
         """Sign the next version of both delegated roles, and publish it."""
@@ -136,6 +140,22 @@ class PlayedReleases(PlayedRepository):
         self.put(self.releases, release_path(version, "app.raw"), image)
         if base is not None:
             self.put(self.releases, release_path(version, delta_name(base[0])), make_delta(base[1], image))
+        return release
+
+    def take_over(self, record: bytes, *, base: str, delta: bytes) -> Release:
+        """List a release that others built and signed, under this maker's keys; only its delta can be fetched.
+
+        Args:
+            record: Its release.json.
+            base: The version that the delta starts from.
+            delta: As `zstd` made it.
+        """
+        release = parse_release(base64.b64decode(json.loads(record)["payload"]))
+        version = str(release.version)
+        self.put(self.releases, release_path(version, "release.json"), signed_record(release, self.signers["releases"]))
+        self.put(self.releases, release_path(version, delta_name(base)), delta)
+        path = release_path(version, "app.raw")
+        self.releases.targets[path] = TargetFile(release.image_bytes, {"sha256": release.image_sha256}, path)
         return release
 
     def offer(
