@@ -22,6 +22,7 @@ SECTIONS = {
     "enrolment": "tests.bench.enrolment",
     "footprint": "tests.bench.footprint",
     "identity": "tests.bench.identity",
+    "machine": "tests.bench.machine",
     "rounds": "tests.bench.rounds",
     "secagg": "tests.bench.secagg",
     "secure_rounds": "tests.bench.secure_rounds",

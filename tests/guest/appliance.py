@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +13,11 @@ from typing import Any
 
 from agent.update.handover import Handover
 from tests.guest.package import Releases
-from tests.guest.rig import HOST, Guest
+from tests.guest.rig import BOOTED, HOST, Guest
+from tests.guest.tree import BUILD, Machine
 
+INSTALLED = "installed"
+"""The snapshot of `load_installed`."""
 STATE = "/var/lib/secur-e-health"
 SLOTS = "/var/lib/secur-e-health-slots"
 INCOMING = "/var/lib/secur-e-health-update/incoming"
@@ -134,3 +139,21 @@ class Appliance:
     def journal(self) -> str:
         """The end of what our units said."""
         return self.guest.run("journalctl -b --no-pager -o short-monotonic -u 'seh-*' | tail -60")
+
+
+def load_installed(machine: Machine, releases: Releases) -> Path:
+    """A stored guest with the package in it, its agent waiting to be enrolled; made where it is not there yet."""
+    stored = BUILD / f"i-{releases.directory.name}-{machine.directory.name}"
+    if not stored.exists():
+        directory = Path(tempfile.mkdtemp(prefix="seh-g-"))
+        with Guest.unpack(machine, directory) as guest:
+            guest.start(BOOTED)
+            box = Appliance(guest)
+            print(f"installation of the package: {box.install(releases):.1f} s")  # noqa: T201 - measured
+            box.wait_until_ready()
+            box.wait_for_link("waiting for enrolment")
+            guest.save(INSTALLED)
+            guest.close()
+            guest.store(stored)
+        shutil.rmtree(directory)
+    return stored

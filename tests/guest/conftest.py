@@ -14,17 +14,17 @@ from agent.core.clock import SystemClock
 from agent.core.ids import SiteID
 from agent.statements.roots import EvidenceClass
 from agent.trust.token import STICK_FILE
-from tests.guest.appliance import READY_LIMIT_S, Appliance
+from tests.guest.appliance import INSTALLED, READY_LIMIT_S, Appliance, load_installed
 from tests.guest.kit import install_reader
 from tests.guest.package import Releases, load_releases
 from tests.guest.rig import BOOTED, Guest
-from tests.guest.tree import BUILD, Machine, load_machine
+from tests.guest.tree import Machine, load_machine
 from tests.simulators.played_consortium import PlayedConsortium
 from tests.simulators.release_repository import PlayedReleases, ServedReleases, served_releases
 from tests.simulators.stick import make_stick
 from tests.simulators.superlink import RunningSuperLink
 
-WITH_READER, INSTALLED, ENROLLED = "reader", "installed", "enrolled"
+WITH_READER, ENROLLED = "reader", "enrolled"
 SITE = SiteID("hospital-guest")
 
 
@@ -101,20 +101,7 @@ def consortium(
 @pytest.fixture(scope="session")
 def installed(machine: Machine, releases: Releases) -> Path:
     """A stored guest with the package in it, its agent waiting to be enrolled."""
-    stored = BUILD / f"i-{releases.directory.name}-{machine.directory.name}"
-    if not stored.exists():
-        directory = Path(tempfile.mkdtemp(prefix="seh-g-"))
-        with Guest.unpack(machine, directory) as guest:
-            guest.start(BOOTED)
-            box = Appliance(guest)
-            print(f"installation of the package: {box.install(releases):.1f} s")  # noqa: T201 - measured
-            box.wait_until_ready()
-            box.wait_for_link("waiting for enrolment")
-            guest.save(INSTALLED)
-            guest.close()
-            guest.store(stored)
-        shutil.rmtree(directory)
-    return stored
+    return load_installed(machine, releases)
 
 
 @pytest.fixture(scope="session")
