@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -62,6 +62,7 @@ class SecureConsortium:
         parameters: int = PARAMETERS,
         settings: CoordinatorSettings | None = None,
         federation: Mapping[str, object] | None = None,
+        write: Callable[[tuple[str, ...]], tuple[bytes, bytes]] | None = None,
         **changes: Any,  # noqa: ANN401 - any part of a study
     ) -> Self:
         """Prepare boxes, roster and the coordinator's directory; register the boxes; start nothing.
@@ -74,13 +75,14 @@ class SecureConsortium:
             parameters: Length of the model.
             settings: The coordinator's; by default it waits for nothing for long.
             federation: `[federation]` of every box.
+            write: Gives study and model for the sites; by default the played ones.
             changes: Replace top-level fields of the study.
         """
         number = next(_NUMBERS)
         sites = tuple(f"secure-{number}-{letter}" for letter in letters)
         # Fixed-point weights are relative to the cap: near the largest hospital, little is lost to rounding.
         terms: dict[str, Any] = {"weight_cap": max(ROWS)} | changes.pop("secagg", {})
-        study, model = study_files(sites, parameters=parameters, secagg=terms, **changes)
+        study, model = write(sites) if write else study_files(sites, parameters=parameters, secagg=terms, **changes)
         boxes = {
             site: RunningHospital.prepare(
                 place / site,
