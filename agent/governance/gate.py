@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Final, Protocol
 
 import structlog
 
@@ -22,6 +22,7 @@ from agent.data.fingerprint import FileDigests
 from agent.governance.admission import Candidate, Permit, Receipt
 from agent.governance.approval import Approval
 from agent.governance.book import ApprovalBook, Matter, fitting
+from agent.governance.budget import cost_of
 from agent.governance.permit import (
     Consent,
     Decision,
@@ -64,8 +65,8 @@ class Uploads(Protocol):
         """Have the first `size` leaves cosigned, where the consortium has a witness.
 
         Raises:
-            NetworkError: It does not answer.
-            OperatorError: It knows another log of this box.
+            OperatorError: It does not answer, or knows a longer log of this box.
+            PeerProtocolError: It saw another history.
         """
         ...
 
@@ -159,7 +160,7 @@ class StudyGate:
             candidate.digest,
             candidate.dataset.id,
             self._digests.dataset_digest(candidate.dataset),
-            cost_of(study).epsilon,
+            cost_of(study, candidate.digest).epsilon,
         )
 
     def check_approvable(self, candidate: Candidate) -> None:
@@ -212,7 +213,7 @@ class StudyGate:
 
         Raises:
             OperatorError: It does not suffice, or uploads are blocked.
-            NetworkError: The witness does not answer.
+            PeerProtocolError: A witness saw another history of the log.
         """
         self._uploads.check()
         leaf = self._budget.reserve(study, permit.study_digest, permit.dataset, self.policy())
@@ -352,31 +353,6 @@ class _ModelDigests:
             del self._kept[next(iter(self._kept))]
         self._kept[path] = _Model(identity, digest)
         return digest
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What a study costs a data set.
-
-    Args:
-        unit: Whom its bound protects.
-        epsilon: The whole study's; None where nothing bounds it.
-        delta: Likewise; 0 where nothing bounds it.
-        releases: How many sums leave at most.
-    """
-
-    unit: Literal["record", "hospital"]
-    epsilon: float | None
-    delta: float
-    releases: int
-
-
-def cost_of(study: Study) -> Cost:
-    """What a study costs, by its own terms."""
-    releases = study.rounds + 1 + (study.data.standardise == "federated")
-    if study.privacy is None:
-        return Cost("hospital", None, 0.0, releases)
-    return Cost("hospital", study.privacy.epsilon, study.privacy.delta, releases)
 
 
 def approvals_needed(policy: Policy) -> int:

@@ -1,18 +1,23 @@
-"""What the shared-out noise is worth: the (epsilon, delta) that a study's releases have cost.
+"""What noise is worth: the (epsilon, delta) that a study's releases have cost, for a hospital or for a record.
+
+Each release costs a curve: its Renyi divergence at every order of `ORDERS`. Curves of releases add up, also of ones
+that were chosen after seeing earlier ones; epsilons do not (Mironov, "Renyi differential privacy", 2017, prop. 1).
 
 Source: Agarwal, Kairouz, Liu, "The Skellam mechanism", NeurIPS 2021, theorem 3.5 (Renyi divergence of the multivariate
-mechanism); composition and conversion by Google's dp-accounting, the optional extra `privacy`.
+mechanism); Mironov, Talwar, Zhang, "Renyi differential privacy of the sampled Gaussian mechanism", 2019, section 3.3
+(integer orders); conversion by Google's dp-accounting, the optional extra `privacy`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agent.core.errors import OperatorError
 from agent.secagg.codec import codec_for
 from agent.secagg.rules import agreement_threshold
-from agent.secagg.terms import Terms
+from agent.secagg.terms import RecordTerms, Terms
 
 ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 512, 1024)
 """Integer orders: the bound is stated for them."""
@@ -22,7 +27,7 @@ SAMPLING_ERROR = 2.0**-45
 
 @dataclass(frozen=True, slots=True)
 class PrivacySpent:
-    """A hospital-level guarantee, for adding or removing one hospital's whole data set.
+    """A guarantee for adding or removing one hospital's whole data set, or for one record.
 
     Args:
         epsilon: Achieved over all rounds.
@@ -35,8 +40,21 @@ class PrivacySpent:
     rounds: int
 
 
+@dataclass(frozen=True, slots=True)
+class ReleaseCost:
+    """What one training round costs.
+
+    Args:
+        curve: Shape (len(ORDERS),), Renyi divergence at each order.
+        slack: What drawing noise inexactly takes out of delta.
+    """
+
+    curve: tuple[float, ...]
+    slack: float = 0.0
+
+
 def spent_privacy(terms: Terms, *, rounds: int) -> PrivacySpent:
-    """Account the training rounds released so far; other rounds release nothing under noise.
+    """Account the training rounds released so far, for a hospital; other rounds release nothing under noise.
 
     The honest cohort's noise has the same variance for every cohort that may be summed, so cohorts need not be known.
 
@@ -51,15 +69,64 @@ def spent_privacy(terms: Terms, *, rounds: int) -> PrivacySpent:
         raise OperatorError(
             "secagg.no_noise", "The study adds no noise, so its cost is unbounded.", next_step="Count it as unbounded."
         )
-    if not rounds:
-        return PrivacySpent(0.0, terms.privacy.delta, 0)
-    delta = terms.privacy.delta - rounds * terms.parameters * len(terms.sites) * SAMPLING_ERROR
-    if delta <= 0:
-        return PrivacySpent(math.inf, terms.privacy.delta, rounds)
+    return _spent(hospital_cost(terms), terms.privacy.delta, rounds)
+
+
+def spent_record_privacy(terms: RecordTerms, *, rounds: int) -> PrivacySpent:
+    """Account the training rounds released so far, for one record of one hospital.
+
+    Args:
+        terms: The study's.
+        rounds: Training rounds released.
+
+    Raises:
+        OperatorError: The extra `privacy` is not installed.
+    """
+    return _spent(record_cost(terms), terms.delta, rounds)
+
+
+def hospital_cost(terms: Terms) -> ReleaseCost:
+    """What one training round costs a hospital, under the cohort's shared-out noise.
+
+    Args:
+        terms: The study's, with noise.
+    """
     sensitivity, variance = _released_noise(terms)
     l1 = min(sensitivity**2, sensitivity * math.sqrt(terms.parameters))
-    costs = [rounds * skellam_divergence(order, l1=l1, l2=sensitivity, variance=variance) for order in ORDERS]
-    return PrivacySpent(_convert(costs, delta), terms.privacy.delta, rounds)
+    curve = tuple(skellam_divergence(order, l1=l1, l2=sensitivity, variance=variance) for order in ORDERS)
+    return ReleaseCost(curve, terms.parameters * len(terms.sites) * SAMPLING_ERROR)
+
+
+def record_cost(terms: RecordTerms) -> ReleaseCost:
+    """What one training round costs a record: so many steps of the sampled Gaussian mechanism."""
+    return ReleaseCost(
+        tuple(
+            terms.steps * sampled_gaussian_divergence(order, rate=terms.rate, multiplier=terms.noise_multiplier)
+            for order in ORDERS
+        )
+    )
+
+
+def compute_epsilon(curve: Sequence[float], delta: float) -> float:
+    """Turn a curve, shape (len(ORDERS),), into epsilon at `delta`; infinite where nothing of delta is left.
+
+    Raises:
+        OperatorError: The extra `privacy` is not installed.
+    """
+    if not any(curve):
+        return 0.0
+    if delta <= 0:
+        return math.inf
+    try:
+        from dp_accounting import rdp  # noqa: PLC0415 - optional library, and a large one
+    except ImportError as error:
+        raise OperatorError(
+            "secagg.accounting_missing",
+            "The library that accounts for noise is not installed.",
+            next_step="Install the extra `privacy` of this package.",
+        ) from error
+    epsilon, _ = rdp.compute_epsilon(list(ORDERS), list(curve), delta)
+    return float(epsilon)
 
 
 def skellam_divergence(order: int, *, l1: float, l2: float, variance: float) -> float:
@@ -76,6 +143,36 @@ def skellam_divergence(order: int, *, l1: float, l2: float, variance: float) -> 
     return gaussian + min(excess, 3 * l1 / (2 * variance))
 
 
+def sampled_gaussian_divergence(order: int, *, rate: float, multiplier: float) -> float:
+    """Renyi divergence of an integer order of one step that takes each record by chance and adds Gaussian noise.
+
+    Args:
+        order: alpha, at least 2.
+        rate: q, the chance of each record, 0 < q <= 1.
+        multiplier: sigma, noise over the bound on one record.
+    """
+    if rate == 1:
+        return order / (2 * multiplier**2)
+    logs = [
+        _log_binomial(order, k)
+        + (order - k) * math.log1p(-rate)
+        + k * math.log(rate)
+        + k * (k - 1) / (2 * multiplier**2)
+        for k in range(order + 1)
+    ]
+    top = max(logs)
+    return max(0.0, (top + math.log(math.fsum(math.exp(item - top) for item in logs))) / (order - 1))
+
+
+def _spent(cost: ReleaseCost, delta: float, rounds: int) -> PrivacySpent:
+    epsilon = compute_epsilon([rounds * value for value in cost.curve], delta - rounds * cost.slack)
+    return PrivacySpent(epsilon, delta, rounds)
+
+
+def _log_binomial(n: int, k: int) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+
 def _released_noise(terms: Terms) -> tuple[float, float]:
     """Sensitivity of a sum, and variance of the noise that honest hospitals add to it together."""
     size = len(terms.sites)
@@ -84,16 +181,3 @@ def _released_noise(terms: Terms) -> tuple[float, float]:
     if noise is None:
         raise AssertionError("terms with privacy have noise")
     return noise.sensitivity, noise.variance * (threshold - terms.colluders)
-
-
-def _convert(costs: list[float], delta: float) -> float:
-    try:
-        from dp_accounting.rdp import compute_epsilon  # noqa: PLC0415 - optional library
-    except ImportError as error:
-        raise OperatorError(
-            "secagg.accounting_missing",
-            "The library that accounts for noise is not installed.",
-            next_step="Install the extra `privacy` of this package.",
-        ) from error
-    epsilon, _ = compute_epsilon(list(ORDERS), costs, delta)
-    return float(epsilon)

@@ -42,6 +42,25 @@ class NoiseTerms:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordTerms:
+    """Record-level differential privacy by noise in every gradient step of each hospital's training.
+
+    Args:
+        epsilon: The whole study's promise for one record; the achieved value is accounted beside it.
+        delta: Its failure probability.
+        noise_multiplier: Standard deviation of a step's noise over the bound on one record's gradient.
+        rate: Chance of each record to take part in a step, the same at every hospital.
+        steps: Steps a round, the same at every hospital.
+    """
+
+    epsilon: float
+    delta: float
+    noise_multiplier: float
+    rate: float
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
 class Terms:
     """A study's bounds, checked when they are built.
 
@@ -64,6 +83,7 @@ class Terms:
         max_step_l2: How far the model may move a round, Euclidean norm.
         max_step_linf: How far any coordinate may move a round.
         privacy: Noise, or None.
+        record: Noise in training, or None.
 
     Raises:
         OperatorError: The bounds contradict each other.
@@ -87,6 +107,7 @@ class Terms:
     max_step_l2: float = 1e3
     max_step_linf: float = 10.0
     privacy: NoiseTerms | None = None
+    record: RecordTerms | None = None
 
     def __post_init__(self) -> None:
         """Refuse bounds that contradict each other."""
@@ -152,6 +173,7 @@ class Terms:
                 "clip and steps must be positive and finite",
             ),
             (self.privacy is None or _are_noise_terms(self.privacy), "the noise terms are out of range"),
+            (self.record is None or _are_record_terms(self.record), "the terms of noise in training are out of range"),
         )
 
 
@@ -166,3 +188,8 @@ def _is_positive(*values: float) -> bool:
 
 def _are_noise_terms(terms: NoiseTerms) -> bool:
     return _is_positive(terms.l2_clip, terms.noise_multiplier, terms.epsilon, terms.delta) and terms.delta < 1
+
+
+def _are_record_terms(terms: RecordTerms) -> bool:
+    numbers = _is_positive(terms.epsilon, terms.delta, terms.noise_multiplier, terms.rate)
+    return numbers and terms.delta < 1 and terms.rate <= 1 and terms.steps >= 1

@@ -33,7 +33,8 @@ from agent.federation.studies import StudyFolder, choose_dataset, load_study
 from agent.governance.admission import Candidate
 from agent.governance.approval import TERMINAL_ORIGIN, parse_approval, parse_proof
 from agent.governance.book import ApprovalBook, GivenApproval, Matter
-from agent.governance.gate import StudyGate, approvals_needed, cost_of
+from agent.governance.budget import cost_of
+from agent.governance.gate import StudyGate, approvals_needed
 from agent.governance.permit import Decision, Finding
 from agent.governance.stewards import StewardSource, not_stored, steward_named
 from agent.service.requests import (
@@ -142,7 +143,7 @@ class StudyDesk:
         candidate, decision, dataset_digest = self._judge(folder)
         study, dataset = folder.study, "" if candidate is None else candidate.dataset.id
         names = sorted({spec.name for spec in study.data.features} | {study.data.label.field})
-        cost = cost_of(study)
+        cost = cost_of(study, folder.digest)
         given = [entry for entry in self.book.given() if entry.leaf.study_digest == folder.digest]
         return StudyView(
             line=self._line_of(folder, dataset, decision, given),

@@ -102,6 +102,21 @@ class DataRequirement(_Statement):
         return sum(max(1, len(spec.categories) - 1) for spec in self.features)
 
 
+class RecordPrivacy(_Statement):
+    """Record-level differential privacy: DP-SGD in every hospital's own training (Abadi et al., 2016).
+
+    Args:
+        epsilon, delta: What the whole study promises for any one record.
+        noise_multiplier: Standard deviation of the noise in a gradient step over `max_gradient_norm`.
+        max_gradient_norm: Euclidean bound on what one record adds to a step.
+    """
+
+    epsilon: float = Field(gt=0, le=100)
+    delta: float = Field(gt=0, lt=0.01)
+    noise_multiplier: float = Field(gt=0, le=1e4)
+    max_gradient_norm: float = Field(gt=0, le=1e6)
+
+
 class TrainingPlan(_Statement):
     """How a box trains: data, not code.
 
@@ -125,6 +140,7 @@ class TrainingPlan(_Statement):
         "calibration",
     )
     histogram_bins: int = Field(default=100, ge=10, le=1000)
+    record_privacy: RecordPrivacy | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -283,7 +299,19 @@ class Study(_Statement):
             raise ValueError("expires needs a time zone")
         if self.privacy is not None and self.data.standardise == "federated":
             raise ValueError("noise withholds the sums of number fields, so standardise must be local or none")
+        if self.plan.record_privacy is not None:
+            self._check_records()
         return self
+
+    def _check_records(self) -> None:
+        """Refuse what would let one record reach the update past the noise."""
+        if self.privacy is not None:
+            raise ValueError("state either privacy or plan.record_privacy: a study protects one unit")
+        if self.data.standardise != "none" or self.data.missing != "drop-row":
+            raise ValueError(
+                "with plan.record_privacy, data.standardise must be none and data.missing drop-row: what is computed "
+                "from all rows would let each row past the noise"
+            )
 
 
 def parse_study(data: bytes) -> Study:

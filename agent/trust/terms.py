@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 
 from agent.core.errors import OperatorError
-from agent.secagg.accounting import PrivacySpent, spent_privacy
-from agent.secagg.terms import Dropout, NoiseTerms, Terms, default_colluders
+from agent.secagg.accounting import PrivacySpent, spent_privacy, spent_record_privacy
+from agent.secagg.terms import Dropout, NoiseTerms, RecordTerms, Terms, default_colluders
 from agent.statements.roots import EvidenceClass
 from agent.trust.metrics import Moments, moments_layout, training_layout
 from agent.trust.study import Study
@@ -44,7 +45,21 @@ def aggregation_terms(study: Study, digest: str) -> Terms:
         max_step_l2=asked.max_step_l2,
         max_step_linf=asked.max_step_linf,
         privacy=_noise_terms(study),
+        record=record_terms(study),
     )
+
+
+def record_terms(study: Study) -> RecordTerms | None:
+    """A study's noise in training; a function of the study alone, so that every hospital's records cost the same.
+
+    A record's chance to take part in a step is `batch_size` over the fewest rows that a fitting data set has.
+    """
+    asked, plan = study.plan.record_privacy, study.plan
+    if asked is None:
+        return None
+    rate = min(1.0, plan.batch_size / study.data.minimum_rows)
+    steps = plan.steps if plan.epochs is None else plan.epochs * math.ceil(1 / rate)
+    return RecordTerms(asked.epsilon, asked.delta, asked.noise_multiplier, rate, steps or 0)
 
 
 def least_evidence(study: Study) -> EvidenceClass:
@@ -53,19 +68,22 @@ def least_evidence(study: Study) -> EvidenceClass:
 
 
 def check_privacy(terms: Terms) -> PrivacySpent | None:
-    """What the whole study's releases will cost, if it adds noise.
+    """What the whole study's releases will cost a hospital or a record, if it adds noise.
 
     Raises:
         OperatorError: More than the study's own budget, or the accounting library is missing.
     """
-    if terms.privacy is None:
+    if terms.privacy is not None:
+        spent, promised = spent_privacy(terms, rounds=terms.rounds), terms.privacy.epsilon
+    elif terms.record is not None:
+        spent, promised = spent_record_privacy(terms.record, rounds=terms.rounds), terms.record.epsilon
+    else:
         return None
-    spent = spent_privacy(terms, rounds=terms.rounds)
-    if spent.epsilon > terms.privacy.epsilon:
+    if spent.epsilon > promised:
         raise OperatorError(
             "study.privacy_overspent",
             f"The study's {terms.rounds} rounds would cost epsilon {spent.epsilon:.2f}, and it promises at most "
-            f"{terms.privacy.epsilon:g}.",
+            f"{promised:g}.",
             next_step="More noise, fewer rounds or a larger promise: ask the study's requester; nothing was done.",
         )
     return spent
