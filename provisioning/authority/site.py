@@ -104,6 +104,16 @@ class SiteDesk:
         return tuple(parse_record(NodeFile, self._read(role, path)) for path in site_files(self._paths, role).nodes)
 
     @property
+    def stewards(self) -> tuple[StewardFile, ...]:
+        """Stewards' keys on record, sorted by name, revoked ones included."""
+        role = self.metadata
+        if role is None:
+            return ()
+        return tuple(
+            parse_record(StewardFile, self._read(role, path)) for path in site_files(self._paths, role).stewards
+        )
+
+    @property
     def revocations(self) -> tuple[Revocation, ...]:
         """What was revoked so far."""
         role = self.metadata
@@ -205,14 +215,26 @@ class SiteDesk:
         )
 
     def add_steward(self, steward: StewardFile) -> StagedSite:
-        """Put a steward on record.
+        """Put a steward's key on record.
 
         Raises:
-            OperatorError, HardwareError: As `stage` says.
+            OperatorError: It is another hospital's, or no box would let the key decide (`authority.unfit_steward`).
+            HardwareError: As `stage` says.
         """
         if steward.site != self._site:
             raise _not_ours(steward)
+        self._check_fit(steward)
         return self.stage({self._paths.steward(steward.steward): steward.encode()})
+
+    def _check_fit(self, steward: StewardFile) -> None:
+        key_id = steward.key_id
+        if key_id in {entry.key_id for entry in self.revocations}:
+            raise _unfit(steward, "was revoked, and cannot come back")
+        if key_id in {node.root.key_id for node in self.nodes}:
+            raise _unfit(steward, "is a box's")
+        for other in self.stewards:
+            if other.steward != steward.steward and other.key_id == key_id:
+                raise _unfit(steward, f"is on record as {other.steward} already")
 
     def move_to(self, successors: Sequence[Signer]) -> StagedSite:
         """Say which keys come after these; both sign it, so that it counts before and after the consortium follows.
@@ -320,6 +342,14 @@ class LocalSource:
     def target(self, target: TargetFile) -> bytes:
         """A target file."""
         return self._files.target(target.path, target.hashes["sha256"])
+
+
+def _unfit(steward: StewardFile, what: str) -> OperatorError:
+    return OperatorError(
+        "authority.unfit_steward",
+        f"The key of {steward.steward} {what}, so it can decide nothing.",
+        next_step="Make a key of its own for each steward: `seh-provision steward new`.",
+    )
 
 
 def _not_ours(record: NodeFile | StewardFile) -> OperatorError:
