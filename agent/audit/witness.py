@@ -153,7 +153,7 @@ def check_witnessed(log: AuditLog, witness: NoteKey, *, size: int, now_s: int) -
         raise OperatorError(
             "audit.cosignature_old",
             f"The last cosignature of the witness {witness.name} is more than 24 hours old, or from the future.",
-            next_step="Nothing leaves the box until there is a new one; see that it reaches the witness; set its clock.",
+            next_step="Nothing leaves the box until there is a new one; see to its line to the witness, and its clock.",
         )
     return cosigned
 

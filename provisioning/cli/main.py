@@ -25,6 +25,7 @@ from provisioning.cli import (
     study,
     superlink,
     token,
+    witness,
 )
 
 app = command_line("seh-provision", "The consortium's side of Secur-e-Health.")
@@ -43,6 +44,7 @@ for group in (
     superlink,
     coordinator,
     cosigner,
+    witness,
 ):
     app.add_typer(group.app)
 app.command()(fleet.fleet)
