@@ -11,7 +11,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from agent.core.errors import OperatorError
 from agent.core.files import store_atomically
+from provisioning.authority.signers import load_file_key, private_pem
 from provisioning.cli.files import read_file
+from provisioning.cli.secrets import PassphraseFile, interactive
 
 app = typer.Typer(name="coordinator", help="The coordinator of a study.", no_args_is_help=True)
 
@@ -45,6 +47,7 @@ def prepare(
     roster: Annotated[Path | None, typer.Option(help="The consortium's roster, where it has no repository.")] = None,
     root: Annotated[Path | None, typer.Option(help="1.root.json, the consortium's first root metadata.")] = None,
     registrar: Annotated[str | None, typer.Option(help="host:port that serves the repository.")] = None,
+    passphrase_file: PassphraseFile = None,
 ) -> None:
     """Put a study, its model, the key, and whom to believe into a directory of their own."""
     from provisioning.coordinator.directory import CoordinatorDirectory, CoordinatorSettings  # noqa: PLC0415 - the same
@@ -61,7 +64,7 @@ def prepare(
         CoordinatorSettings(registrar=registrar),
         roster=None if roster is None else read_file(roster),
         root=None if root is None else read_file(root),
-        key=read_file(key),
+        key=private_pem(load_file_key(key, interactive(passphrase_file)), None),
     )
     typer.echo(f"{assignment.study.id} is prepared in {directory}.")
 

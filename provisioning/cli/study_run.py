@@ -26,6 +26,8 @@ from provisioning.studies.bundle import MODEL, Result, verify_result
 from provisioning.studies.standing import describe_run, find_publication, run_directory, tell
 
 WATCH_S: Final = 1.0
+_COMPLETED: Final = "completed"
+"""How the SuperLink calls a run that ended well."""
 
 AuthorityOption = Annotated[Path | None, typer.Option("--directory", "-d", help="The authority's directory.")]
 RunOption = Annotated[
@@ -48,18 +50,24 @@ def launch(
         Path | None, typer.Option(help="The coordinator's private key; DIRECTORY/keys/coordinator.pem if left out.")
     ] = None,
     passphrase_file: PassphraseFile = None,
+    there: Annotated[
+        Path | None, typer.Option(help="The coordinator's directory on the SuperLink's host, where that is another.")
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return at once; see `study status`.")] = False,
 ) -> None:
     """Start a published study at the SuperLink, or resume it where it stands, and follow it."""
     from provisioning.studies import launching  # noqa: PLC0415 - loads Flower
 
+    if there is not None:
+        _launch_afar(there, _connection(there, directory, address, root_certificate), detach=detach)
+        return
     if run is None and study is not None and directory is not None:
         layout = AuthorityLayout(directory.absolute())
         key = load_file_key(coordinator_key or layout.keys / "coordinator.pem", interactive(passphrase_file))
         place = launching.prepare_run(layout, study, private_pem(key, None), registrar=_registrar(layout))
     else:
         place = _place(study, directory, run)
-    launched = launching.launch(_connection(place, directory, address, root_certificate), place)
+    launched = launching.launch(_connection(place.path, directory, address, root_certificate), place)
     typer.echo(f"Run {launched.run_id} of {place.load().study.id} is started; it works in {place.path}.")
     if detach:
         return
@@ -136,6 +144,19 @@ def verify(
         typer.echo(f"Its files are in {extract}.")
 
 
+def _launch_afar(there: Path, connection: SuperLinkConnection, *, detach: bool) -> None:
+    from provisioning.studies.launching import launch_afar  # noqa: PLC0415 - loads Flower
+
+    afar = launch_afar(connection, there)
+    typer.echo(f"Run {afar.run_id} is started. On that host: seh-provision study status --run {there}")
+    if detach:
+        return
+    how = afar.wait(time.sleep)
+    typer.echo(f"It ended: {how}")
+    if not how.startswith(_COMPLETED):
+        raise typer.Exit(1)
+
+
 def _described(verified: Result) -> list[str]:
     counted, provenance = verified.provenance.counted, verified.provenance
     noise = "no noise" if counted.epsilon is None else f"epsilon {counted.epsilon:.3g} at delta {counted.delta:g}"
@@ -174,9 +195,9 @@ def _place(study: str | None, directory: Path | None, run: Path | None) -> Coord
 
 
 def _connection(
-    place: CoordinatorDirectory, directory: Path | None, address: str | None, root_certificate: Path | None
+    run: Path, directory: Path | None, address: str | None, root_certificate: Path | None
 ) -> SuperLinkConnection:
-    home = place.path / "flower"
+    home = run / "flower"
     if address is not None and root_certificate is not None:
         return SuperLinkConnection(home, address, root_certificate.absolute())
     if directory is None:

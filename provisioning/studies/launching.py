@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from agent.core.errors import NetworkError, OperatorError
@@ -11,7 +12,7 @@ from provisioning.authority.layout import AuthorityLayout
 from provisioning.authority.superlink import SuperLinkConnection
 from provisioning.coordinator.directory import CoordinatorDirectory, CoordinatorSettings
 from provisioning.coordinator.fab import has_ended, launch_run
-from provisioning.coordinator.progress import follow_events
+from provisioning.coordinator.progress import OVER_INTERVAL_S, follow_events
 from provisioning.studies.standing import published_files, run_directory
 
 
@@ -56,6 +57,33 @@ class Launched:
             return False
 
 
+@dataclass(frozen=True, slots=True)
+class Afar:
+    """A run whose progress is written elsewhere; the SuperLink tells no more of it than how it ended.
+
+    Args:
+        connection: The SuperLink.
+        run_id: The run's.
+    """
+
+    connection: SuperLinkConnection
+    run_id: int
+
+    def wait(self, sleep: Callable[[float], None]) -> str:
+        """Wait until it ends; returns how, in the SuperLink's words.
+
+        Args:
+            sleep: Waits, in seconds.
+
+        Raises:
+            OperatorError: There is no such run.
+            NetworkError: The SuperLink does not answer.
+        """
+        while (how := has_ended(self.connection, self.run_id)) is None:
+            sleep(OVER_INTERVAL_S)
+        return how
+
+
 def prepare_run(layout: AuthorityLayout, study: str, key: bytes, *, registrar: str) -> CoordinatorDirectory:
     """The directory that coordinates a published study; made where there is none yet.
 
@@ -91,3 +119,17 @@ def launch(connection: SuperLinkConnection, directory: CoordinatorDirectory) -> 
     """
     offset = directory.progress.stat().st_size if directory.progress.exists() else 0
     return Launched(connection, directory, launch_run(connection, directory.path), offset)
+
+
+def launch_afar(connection: SuperLinkConnection, path: Path) -> Afar:
+    """Start a coordination whose directory lies on the SuperLink's host, and not here.
+
+    Args:
+        connection: The SuperLink.
+        path: The directory there; absolute.
+
+    Raises:
+        OperatorError: The SuperLink refuses.
+        NetworkError: It does not answer.
+    """
+    return Afar(connection, launch_run(connection, path))

@@ -51,11 +51,8 @@ def test_from_new_to_a_verified_result(superlink: RunningSuperLink, tmp_path: Pa
     ) as consortium:
         run, study = consortium.directory.path, tmp_path / "study.json"
         consortium.start()
-        said = call(
-            "study",
-            "launch",
-            *("--run", run, "--address", superlink.address, "--root-certificate", superlink.root_certificate),
-        )
+        where = ("--address", superlink.address, "--root-certificate", superlink.root_certificate)
+        said = call("study", "launch", "--run", run, *where)
         assert f"Round {ROUNDS} of {ROUNDS}: 4 hospitals" in said
         assert said.rstrip().splitlines()[-1].startswith("Finished")
         assert "Published" in call("study", "status", "first-study", "-d", tmp_path / "authority", "--run", run)

@@ -13,11 +13,14 @@ from agent.core.clock import SystemClock
 from agent.core.errors import OperatorError, SecureHealthError
 from agent.core.wire import Refusal
 from agent.trust.delegations import STUDIES
+from agent.trust.records import public_pem
 from agent.trust.study import parse_study
 from provisioning.authority.ceremony import load_pending
 from provisioning.cli.main import app
-from provisioning.coordinator.directory import CoordinatorDirectory
+from provisioning.coordinator.directory import CoordinatorDirectory, TrustPlace
 from provisioning.coordinator.progress import Happening, ProgressLog
+from provisioning.registrar.publish import PublishedReader
+from provisioning.studies import launching
 from provisioning.studies.standing import find_publication, run_directory
 from tests.simulators.authority import FoundedConsortium
 from tests.simulators.played_study import SITES, linear_model, prepare_directory
@@ -185,6 +188,36 @@ def test_run_of_an_earlier_study_of_that_id_is_not_taken_for_this_one(holders: H
     earlier = run_directory(holders.consortium.layout, "stroke-2026").path
     prepare_directory(earlier)
     assert code_of("study", "launch", "stroke-2026", "-d", holders.directory) == "study.another_run"
+
+
+def test_launch_prepares_the_coordinator_under_the_consortium_s_key_and_says_that_nobody_answers(
+    holders: Holders,
+) -> None:
+    call("study", "publish", *holders.files, "-d", holders.directory, "--key", f"file:{holders.away}")
+    assert code_of("study", "launch", "stroke-2026", "-d", holders.directory) == "coordinator.superlink_unreachable"
+    place = run_directory(holders.consortium.layout, "stroke-2026")
+    protection = place.load().protection
+    assert protection is not None
+    named = PublishedReader(holders.consortium.publisher.files, SystemClock()).current().snapshot.consortium
+    assert public_pem(protection.key.public_key()) == named.coordinator
+    assert isinstance(protection.trust, TrustPlace)
+    assert protection.trust.url == f"https://{named.registrar.address}/repository/"
+    assert code_of("study", "launch", "--there", "/srv/run", "-d", holders.directory).endswith("unreachable")
+    assert code_of("study", "launch", "--there", "/srv/run") == "study.no_superlink"
+
+
+@pytest.mark.parametrize(("how", "status"), [("completed", 0), ("failed: It has ended.", 1)])
+def test_launch_from_elsewhere_waits_for_the_end_in_the_superlink_s_words(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str, status: int
+) -> None:
+    words: list[str | None] = [None, how]
+    monkeypatch.setattr(launching, "launch_run", lambda connection, path: 7 if path == Path("/srv/run") else 0)
+    monkeypatch.setattr(launching, "has_ended", lambda connection, run_id: words.pop(0))
+    monkeypatch.setattr(launching, "OVER_INTERVAL_S", 0.0)
+    where = ["--address", "link.example.org:9092", "--root-certificate", str(tmp_path / "root.pem")]
+    result = CliRunner().invoke(app, ["study", "launch", "--there", "/srv/run", *where])
+    assert (result.exit_code, result.output.splitlines()[-1]) == (status, f"It ended: {how}")
+    assert "Run 7 is started" in result.output
 
 
 @pytest.fixture
