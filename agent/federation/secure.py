@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -15,13 +16,13 @@ import structlog
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from agent.core.errors import HardwareError, NetworkError, OperatorError, SecureHealthError
+from agent.core.errors import HardwareError, NetworkError, OperatorError, PeerProtocolError, SecureHealthError
 from agent.core.wire import Frame, Refusal, Stage
 from agent.federation.faults import RefusedError, StoppedError
 from agent.federation.journal import FileJournal
 from agent.federation.plain import parse_moments
 from agent.federation.studies import StudyRun, broken_rule, declining
-from agent.governance.admission import Gate, Receipt
+from agent.governance.admission import PASSING, Gate, Receipt
 from agent.secagg.codec import Contribution
 from agent.secagg.messages import parse_advertise_request
 from agent.secagg.node import AcceptedRound, NodeIdentity, NodeSession
@@ -151,12 +152,8 @@ class SecureHandler:
         governed = self._settings.governed
         if governed is None or run.permit is None:
             return
-        try:
+        with _witnessed():
             governed.gate.reserve(run.permit, run.study)
-        except NetworkError as error:
-            raise RefusedError(Refusal.BUSY, error) from error
-        except OperatorError as error:
-            raise RefusedError(Refusal.NOT_PERMITTED, error) from error
 
     def _check_not_paused(self, run: StudyRun, study: _OpenStudy) -> None:
         """Refuse a run after one that failed on data; a run under way goes on, with nothing to add."""
@@ -212,12 +209,9 @@ class SecureHandler:
         return upload.frame
 
     def _check_uploads(self) -> None:
-        if self._settings.governed is None:
-            return
-        try:
-            self._settings.governed.gate.check_uploads()
-        except OperatorError as error:
-            raise RefusedError(Refusal.NOT_PERMITTED, error) from error
+        if self._settings.governed is not None:
+            with _witnessed():
+                self._settings.governed.gate.check_uploads()
 
     def _moments(self, run: StudyRun, study: _OpenStudy, accepted: AcceptedRound) -> Mapping[str, Moments] | None:
         """The moments to standardise by, the same in every round."""
@@ -259,6 +253,17 @@ def journal_directory(state: Path, study_digest: str, dataset: str) -> Path:
 def journals_of_study(state: Path, study_digest: str) -> list[Path]:
     """The journals of a study, one a data set that it ran on."""
     return sorted(path for path in journal_directory(state, study_digest, "*").parent.glob("*") if path.is_dir())
+
+
+@contextmanager
+def _witnessed() -> Iterator[None]:
+    """Turn what keeps anything from leaving into a refusal; a box whose witness is away is asked again."""
+    try:
+        yield
+    # A witness that saw another history is a peer too, and not the one that sent this message.
+    except (NetworkError, OperatorError, PeerProtocolError) as error:
+        passing = isinstance(error, NetworkError) or error.code in PASSING
+        raise RefusedError(Refusal.BUSY if passing else Refusal.NOT_PERMITTED, error) from error
 
 
 def _receipt(run: StudyRun, accepted: AcceptedRound, frame: Frame) -> Receipt:

@@ -13,6 +13,9 @@ from agent.trust.study import Study
 DATA_RULES: Final = frozenset({"permit.schema", "permit.minimum_rows", "permit.dataset_unchanged"})
 """Refusals whose cause lies in this hospital's data: the other side learns no more than `declined` (rule 5)."""
 
+PASSING: Final = frozenset({"audit.not_compared", "audit.not_witnessed"})
+"""What waiting for the witness puts right: the other side may ask again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -106,7 +109,7 @@ class Gate(Protocol):
 
         Raises:
             OperatorError: The budget does not suffice, or uploads are blocked (`permit.budget`, `audit.*`).
-            NetworkError: The witness, who must know of it first, does not answer.
+            PeerProtocolError: A witness saw another history of the log.
         """
         ...
 

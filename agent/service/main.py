@@ -29,9 +29,12 @@ from agent.identity.vault import Vault
 from agent.service.affiliation import Affiliation, check_single, enrolled_affiliation, pinned_affiliation
 from agent.service.control import ControlDesk, ControlSocket
 from agent.service.enrolling import ENROL_HERE, Bearings, Enroller, judge_stick
+from agent.service.examining import ExaminationDesk, examiner
+from agent.service.governing import Governance, open_governance
 from agent.service.health import HealthReport, run_self_test
 from agent.service.heartbeat import HEARTBEAT_S, Pulse, heart_of
 from agent.service.metrics import MetricsFile, metrics_path
+from agent.service.requests import Handler
 from agent.service.safekeeping import load_vault
 from agent.service.state import AgentStatus, StatusBoard, load_status, locked_state, store_status
 from agent.service.trust import REFRESH_S
@@ -266,6 +269,34 @@ class _Life:
     def _serve(self, secrets: BoxSecrets, affiliation: Affiliation, home: _Home | None = None) -> None:
         keeper = session_keeper(self.config, affiliation, secrets.key, self.clock, renewal=self.renewal)
         board = StatusBoard(self._publish, site=affiliation.site, box=node_name(secrets.key.key_id))
+        with ExitStack() as stack:
+            try:
+                governance = stack.enter_context(
+                    open_governance(
+                        self.config,
+                        affiliation,
+                        keeper,
+                        secrets.key,
+                        secrets.vault,
+                        self.clock,
+                        board.note_notice,
+                    )
+                )
+            except SecureHealthError as error:
+                log.warning("governance_missing", error=error)
+                self._wait(error, secrets.key)
+                return
+            self._work(secrets, affiliation, keeper, board, governance, home)
+
+    def _work(
+        self,
+        secrets: BoxSecrets,
+        affiliation: Affiliation,
+        keeper: SessionKeeper | None,
+        board: StatusBoard,
+        governance: Governance | None,
+        home: _Home | None,
+    ) -> None:
         stop = threading.Event()
         agent = wire_agent(
             self.config,
@@ -277,11 +308,15 @@ class _Life:
             stop=stop,
             open_worker=self.open_worker,
             on_change=board.note_node,
+            governance=governance,
         )
         _tend_session(keeper, board)
         loop = threading.Thread(target=agent.node.run, name="node", daemon=True)
         loop.start()
-        desk = ControlDesk(keeper, board.current, affiliation.accept_keys)
+        doctor = ExaminationDesk(examiner(self.config, self.clock), self.clock)
+        handlers: dict[str, Handler] = {"doctor": lambda _: doctor.answer()}
+        handlers |= {} if governance is None else governance.handlers
+        desk = ControlDesk(keeper, board.current, affiliation.accept_keys, handlers)
         heart = heart_of(self.config, affiliation, keeper, board, self.clock, self.pulse)
         try:
             with ControlSocket(self.config.node.state_directory, desk.answer, self.clock), heart:

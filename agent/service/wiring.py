@@ -14,18 +14,20 @@ from agent.core.clock import Clock
 from agent.core.config import AgentConfig
 from agent.core.wire import Stage
 from agent.data.catalog import Dataset
+from agent.federation.board import RoundBoard
 from agent.federation.credentials import NodeKey
 from agent.federation.fleet import Fleet, SuperLinkEndpoint
 from agent.federation.membership import MembershipStore
 from agent.federation.node import Node, NodeSettings, NodeStatus
 from agent.federation.plain import PlainHandler
 from agent.federation.rounds import OpenHandler, Rounds, StageHandler
-from agent.federation.secure import STAGES, SecureHandler, SecureSettings
+from agent.federation.secure import STAGES, Governed, SecureHandler, SecureSettings
 from agent.federation.studies import OpenWorker, StudyShelf, Worker
 from agent.identity.key import HardwareKey
 from agent.identity.link import link_key, opens_by_itself
 from agent.identity.session import RenewalPolicy, SessionKeeper, Subject
 from agent.service.affiliation import Affiliation
+from agent.service.governing import Governance
 from agent.service.safekeeping import load_vault, session_keys
 from agent.trust.study import Study
 
@@ -56,6 +58,7 @@ def wire_agent(
     stop: threading.Event,
     open_worker: OpenWorker,
     on_change: Callable[[NodeStatus], None],
+    governance: Governance | None = None,
 ) -> Agent:
     """Build all parts from the configuration; nothing is started.
 
@@ -69,6 +72,7 @@ def wire_agent(
         stop: Ends everything once set.
         open_worker: Starts a training worker.
         on_change: Told of every change of the node's status.
+        governance: Decides what runs; None in demonstrations without it.
 
     Raises:
         OperatorError: The root certificates cannot be used.
@@ -82,15 +86,22 @@ def wire_agent(
     )
     fleet = Fleet(endpoint, key, clock, stop=stop, dice=dice)
     shelf = StudyShelf(
-        affiliation.studies, config.data.catalog, site=affiliation.site, open_worker=open_worker, clock=clock
+        affiliation.studies,
+        config.data.catalog,
+        site=affiliation.site,
+        open_worker=open_worker,
+        clock=clock,
+        gate=None if governance is None else governance.gate,
     )
-    plain_allowed = affiliation.allows_plain and config.federation.allow_plain
+    plain_allowed = affiliation.allows_plain and config.federation.allow_plain and governance is None
+    governed = None if governance is None else Governed(governance.gate, shelf.check_still_permitted)
+    board = RoundBoard(clock) if governance is None else governance.board
     handlers: dict[Stage, StageHandler] = {
         Stage.OPEN: OpenHandler(),
         Stage.PLAIN: PlainHandler(allowed=plain_allowed),
-        **_secure_handlers(config, affiliation, keeper, stop, journal_key),
+        **_secure_handlers(config, affiliation, keeper, stop, journal_key, governed, board),
     }
-    rounds = Rounds(shelf, handlers)
+    rounds = Rounds(shelf, handlers, board)
     memory = MembershipStore(config.node.state_directory / "fleet", affiliation.superlink, fleet.signed.public_key_pem)
     settings = NodeSettings(config.federation.fast_poll_s, config.federation.idle_poll_s)
     node = Node(fleet, rounds, memory, clock, stop=stop, dice=dice, settings=settings, on_change=on_change)
@@ -149,6 +160,8 @@ def _secure_handlers(
     keeper: SessionKeeper | None,
     stop: threading.Event,
     journal_key: bytes,
+    governed: Governed | None,
+    board: RoundBoard,
 ) -> dict[Stage, StageHandler]:
     """Secure aggregation, where there is company for it."""
     company = affiliation.company
@@ -162,6 +175,8 @@ def _secure_handlers(
         session=keeper.current,
         stopping=stop.is_set,
         journal_key=journal_key,
+        governed=governed,
+        on_sent=board.note_sent,
     )
     return dict.fromkeys(STAGES, SecureHandler(settings))
 

@@ -1,0 +1,220 @@
+"""Governance on a running box: log, witness, approvals, budget and gate, opened together and closed together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from agent.audit.bundle import Voucher
+from agent.audit.leaves import AgentStarted, Leaf, LogOpened, ReleaseInstalled, StewardEnrolled
+from agent.audit.log import AuditLog, log_origin, retire
+from agent.core.box_view import MAX_LISTED, BudgetAnswer
+from agent.core.clock import Clock
+from agent.core.config import AgentConfig
+from agent.core.errors import HardwareError
+from agent.core.files import store_atomically
+from agent.core.ids import SiteID
+from agent.core.version import software_version
+from agent.data.fingerprint import FileDigests
+from agent.federation.board import RoundBoard
+from agent.governance.book import ApprovalBook, BoxIdentity
+from agent.governance.budget import BudgetBook
+from agent.governance.gate import StudyGate
+from agent.identity.key import HardwareKey
+from agent.identity.session import SessionKeeper, Subject
+from agent.identity.vault import Vault
+from agent.service.affiliation import Affiliation, Company
+from agent.service.audit_desk import AuditDesk
+from agent.service.requests import Handlers
+from agent.service.study_desk import StudyDesk, StudyShelves
+from agent.service.witnessing import WitnessDesk, witness_line
+from agent.statements.chain import NodeRecord
+from agent.statements.envelope import encode_proof
+from agent.statements.kinds import AuditLogKey
+from agent.trust.records import WitnessRecord
+
+LOG_PURPOSE: Final = "audit log signing v1"
+UNGOVERNED: Final = (
+    "Demonstration: studies run here without permit, approval or audit log, as the configuration has no [governance]."
+)
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Governance:
+    """All of it, open.
+
+    Args:
+        gate: What the federation asks.
+        board: The newest rounds.
+        audit: The log.
+        witnesses: What they say of it.
+        handlers: Answer the control socket.
+    """
+
+    gate: StudyGate
+    board: RoundBoard
+    audit: AuditLog
+    witnesses: WitnessDesk
+    handlers: Handlers
+
+
+@contextmanager
+def open_governance(
+    config: AgentConfig,
+    affiliation: Affiliation,
+    keeper: SessionKeeper | None,
+    key: HardwareKey,
+    vault: Vault,
+    clock: Clock,
+    tell: Callable[[str, str], None],
+) -> Iterator[Governance | None]:
+    """Open it for as long as the `with` block lasts; None in demonstrations without it.
+
+    Args:
+        config: The box's.
+        affiliation: Where it belongs.
+        keeper: Of its session.
+        key: The box's.
+        vault: Its secrets at rest; the log's key is derived from it.
+        clock: The service's.
+        tell: Told, by topic, what a person should know.
+
+    Raises:
+        SecureHealthError: The log or the approvals on the disk cannot be used.
+    """
+    section, company = config.governed_by, affiliation.company
+    if section is None or company is None or keeper is None:
+        tell("governance", UNGOVERNED)
+        yield None
+        return
+    state = config.node.state_directory
+    subject = Subject(company.digest, affiliation.site, company.node)
+    with _open_log(state / "audit", subject, vault, company.now_s) as audit:
+        _note_start(audit, company)
+        vouch = _voucher(audit, subject, keeper, key, clock)
+        witnesses = WitnessDesk(
+            audit,
+            lambda: _witnesses(company),
+            witness_line(audit, vouch, clock, proxy=config.network.proxy),
+            now_s=company.now_s,
+            tell=lambda text: tell("witness", text),
+        )
+        origins = (config.console.origin, *section.origins)
+        box = BoxIdentity(company.digest, SiteID(affiliation.site), company.node)
+        book = ApprovalBook(
+            state / "approvals", audit, box, company.stewards, origins=frozenset(origins), now_s=company.now_s
+        )
+        board = RoundBoard(clock)
+        budget = BudgetBook(audit, None, clock)
+        budget.check()
+        gate = StudyGate(
+            audit,
+            book,
+            budget,
+            witnesses,
+            policy=section.policy,
+            site=affiliation.site,
+            digests=FileDigests(),
+            clock=clock,
+        )
+        shelves = StudyShelves(affiliation.studies, config.data.catalog, state / "stewards")
+        desk = StudyDesk(shelves, gate, book, company.stewards, audit, board, affiliation.site, origins, clock)
+        handlers = {
+            **desk.handlers(),
+            **AuditDesk(audit, witnesses, vouch).handlers(),
+            "budget": lambda _: BudgetAnswer(budget=budget.views(gate.policy())[:MAX_LISTED]),
+        }
+        with witnesses.watching():
+            yield Governance(gate, board, audit, witnesses, handlers)
+
+
+@contextmanager
+def _open_log(directory: Path, subject: Subject, vault: Vault, now_s: Callable[[], int]) -> Iterator[AuditLog]:
+    """Open this box's log; one of an earlier enrolment is put aside, and its end begins the new one."""
+    key = Ed25519PrivateKey.from_private_bytes(vault.key_for(LOG_PURPOSE))
+    origin = log_origin(subject.consortium[:16], subject.site, subject.node, key)
+    previous = _put_aside(directory, origin)
+    with AuditLog.open(directory, key, origin) as audit:
+        if audit.size == 0:
+            audit.append(
+                LogOpened(
+                    at_s=now_s(),
+                    consortium=subject.consortium,
+                    site=subject.site,
+                    node=subject.node,
+                    key=audit.key.public_key.hex(),
+                    previous=previous,
+                )
+            )
+        yield audit
+
+
+def _put_aside(directory: Path, origin: str) -> str:
+    """Retire the log that lies here if it is of another enrolment; returns its last checkpoint."""
+    path = directory / "origin"
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        known = path.read_text(encoding="ascii") if path.exists() else origin
+        previous = "" if known == origin else retire(directory)
+        store_atomically(path, origin.encode())
+    except OSError as error:
+        raise HardwareError(
+            "audit.disk",
+            f"The audit log cannot be written: {error.strerror}.",
+            next_step="Free space on the box's disk, or replace it; until then nothing leaves this box.",
+        ) from error
+    return previous
+
+
+def _note_start(audit: AuditLog, company: Company) -> None:
+    """Write down that the agent began, and what is new since it did last."""
+    version, now_s = software_version(), company.now_s()
+    before, enrolled = "", set[tuple[str, str]]()
+    for leaf in audit.leaves(0, audit.size):
+        before, enrolled = _seen(leaf, before, enrolled)
+    if before and before != version:
+        audit.append(ReleaseInstalled(at_s=now_s, version=version))
+    audit.append(AgentStarted(at_s=now_s, version=version))
+    for name, steward in company.stewards.stewards().items():
+        if (name, steward.key_id) not in enrolled:
+            audit.append(StewardEnrolled(at_s=now_s, steward=name, key_id=steward.key_id))
+
+
+def _seen(leaf: Leaf, version: str, enrolled: set[tuple[str, str]]) -> tuple[str, set[tuple[str, str]]]:
+    if isinstance(leaf, AgentStarted | ReleaseInstalled):
+        return leaf.version, enrolled
+    if isinstance(leaf, StewardEnrolled):
+        enrolled.add((leaf.steward, leaf.key_id))
+    return version, enrolled
+
+
+def _witnesses(company: Company) -> tuple[WitnessRecord, ...]:
+    record = company.consortium()
+    return () if record is None else record.witnesses
+
+
+def _voucher(
+    audit: AuditLog, subject: Subject, keeper: SessionKeeper, key: HardwareKey, clock: Clock
+) -> Callable[[], Voucher]:
+    def vouch() -> Voucher:
+        session = keeper.current()
+        statement = AuditLogKey(
+            consortium=subject.consortium,
+            site=subject.site,
+            node=subject.node,
+            log_key=audit.key.public_key.hex(),
+            origin=audit.origin,
+            issued_s=int(clock.now().timestamp()),
+        )
+        record = NodeRecord(subject.site, subject.node, key.root())
+        return Voucher(record, session.certificate, encode_proof(session.prove(statement)))
+
+    return vouch
