@@ -140,8 +140,15 @@ def test_hospital_keeps_its_record_from_its_own_terminal(consortium: Consortium)
     (consortium.home / "dr-a.json").write_bytes(steward.encode())
     consortium.call("steward", "add", str(consortium.home / "dr-a.json"))
     assert consortium.record().stewards == (steward,)
+    assert "dr-a  -  security key, for localhost  decides" in consortium.call("steward", "list")
+    consortium.call("steward", "revoke", "dr-a", "--reason", "lost")
+    assert "REVOKED: lost" in consortium.call("steward", "list")
+    with pytest.raises(OperatorError, match="cannot come back"):
+        consortium.call("steward", "add", str(consortium.home / "dr-a.json"))
+    with pytest.raises(OperatorError, match="no steward"):
+        consortium.call("steward", "revoke", "dr-x", "--reason", "lost")
     consortium.call("node", "revoke", node.node, "--reason", "stolen")
-    assert consortium.record().revoked == {node.root.key_id}
+    assert consortium.record().revoked == {node.root.key_id, steward.key_id}
     assert "REVOKED: stolen" in consortium.call("node", "list")
     version = consortium.record().version
     assert f"version {version + 1}" in consortium.call("site", "renew")
