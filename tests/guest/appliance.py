@@ -26,9 +26,9 @@ HEALTH = "/run/secur-e-health/agent/health.json"
 SLOT_TOOL = "/usr/lib/secur-e-health/bin/seh-slot"
 READY_LIMIT_S = 600.0
 TRIAL_LIMIT_S = 1500.0
-# The guest is some ten times slower than a box; what is promised in seconds is not asked of it.
 _CONFIRM = f"{SLOT_TOOL} confirm --ready-s 600 --well-s 5 --deadline-s 1200"
-_PATIENCE = {
+# The guest is some ten times slower than a box; what is promised in seconds is not asked of it.
+PATIENCE = {
     "seh-agent.service": "[Service]\nTimeoutStartSec=600\nWatchdogSec=600",
     "seh-enrol-stick@.service": "[Service]\nTimeoutStartSec=180",
     "seh-confirm.service": f"[Service]\nExecStart=\nExecStart={_CONFIRM}",
@@ -49,7 +49,7 @@ class Appliance:
 
     def install(self, releases: Releases) -> float:
         """Install the package of the old release; returns how many seconds that took, the copying in apart."""
-        for unit, lines in _PATIENCE.items():
+        for unit, lines in PATIENCE.items():
             self.guest.write(f"/etc/systemd/system/{unit}.d/guest.conf", f"{lines}\n".encode())
         self.guest.bring(releases.package, "/root/package")
         begin = time.monotonic()

@@ -13,6 +13,7 @@ import lzma
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -24,6 +25,7 @@ from typing import Final, Self
 import numpy as np
 from PIL import Image
 
+from tests.guest.appliance import PATIENCE
 from tests.guest.monitor import CommandError, GuestGoneError, Monitor
 from tests.guest.package import OLD, load_releases
 from tests.guest.tree import BUILD
@@ -56,7 +58,11 @@ def load_image() -> Path:
         package = image.parent / f"secur-e-health_{OLD}_amd64.deb"
         dump = f"dump /{package.name} {package}"
         run(find_tool("debugfs"), "-R", dump, str(releases.package))
-        run(str(IMAGE_BUILD / "build.sh"), str(package), str(image))
+        with tempfile.TemporaryDirectory() as preset:
+            unit = Path(preset, "etc/systemd/system/seh-agent.service.d")
+            unit.mkdir(parents=True)
+            (unit / "guest.conf").write_text(f"{PATIENCE['seh-agent.service']}\n")
+            run(str(IMAGE_BUILD / "build.sh"), str(package), str(image), preset)
         package.unlink()
     return image
 
