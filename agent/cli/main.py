@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from agent.cli import data, key, study, update
+from agent.cli.console import console
 from agent.cli.doctor import doctor
 from agent.cli.enrol import accept_keys, enrol, re_enrol, unenrol
 from agent.cli.run import run, status
@@ -15,6 +16,7 @@ app = command_line("seh-agent", "The agent of a Secur-e-Health box.")
 app.command()(run)
 app.command()(status)
 app.command()(doctor)
+app.command()(console)
 app.command()(screen)
 app.command()(enrol)
 app.command("re-enrol")(re_enrol)

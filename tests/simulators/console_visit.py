@@ -1,0 +1,72 @@
+"""A steward before the console: what a person does with its pages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
+
+LIMIT_S = 30
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One browser at one console.
+
+    Args:
+        driver: The browser.
+        origin: The console's.
+    """
+
+    driver: webdriver.Chrome
+    origin: str
+
+    def open(self, path: str) -> None:
+        """Go to a page."""
+        self.driver.get(self.origin + path)
+
+    def press(self, label: str) -> None:
+        """Press the button, or follow the link, with these words."""
+
+        def pressed(_: object) -> bool:
+            found = self.driver.find_elements(By.CSS_SELECTOR, "button, a")
+            named = [each for each in found if each.text == label and each.is_displayed()]
+            if named:
+                named[0].click()
+            return bool(named)
+
+        self._until(pressed, f"there is no {label!r}")
+
+    def make_key(self, steward: str, person: str) -> None:
+        """Have the browser's security key make a credential."""
+        self.open("/keys/new")
+        self.driver.find_element(By.ID, "steward").send_keys(steward)
+        self.driver.find_element(By.ID, "person").send_keys(person)
+        self.press("Make the credential")
+        self.wait_for("has to sign it")
+
+    def sign(self, study: str, begin: str, finish: str) -> None:
+        """Begin on a study's page, and sign on the next one."""
+        self.open(f"/studies/{study}")
+        self.press(begin)
+        self.press(finish)
+
+    def wait_for(self, words: str) -> None:
+        """Until the page says so."""
+        self._until(lambda _: words in self.text, f"{words!r} does not come")
+
+    def _until(self, holds: Callable[[object], bool], trouble: str) -> None:
+        wait = WebDriverWait(self.driver, LIMIT_S, ignored_exceptions=(StaleElementReferenceException,))
+        try:
+            wait.until(holds)
+        except TimeoutException as error:
+            raise AssertionError(f"{trouble} on {self.driver.current_url}: {self.text[:800]}") from error
+
+    @property
+    def text(self) -> str:
+        """What stands on the page."""
+        return self.driver.find_element(By.TAG_NAME, "body").text
