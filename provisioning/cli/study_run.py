@@ -72,10 +72,14 @@ def launch(
     if detach:
         return
     rounds, last = place.load().study.rounds, ""
-    for event in launched.follow():
-        last = str(event["event"])
-        if said := tell(event, rounds):
-            typer.echo(said)
+    try:
+        for event in launched.follow():
+            last = str(event["event"])
+            if said := tell(event, rounds):
+                typer.echo(said)
+    except KeyboardInterrupt:
+        typer.echo(f"No longer followed; the study goes on: seh-provision study status --run {place.path}")
+        return
     if last != Happening.FINISHED:
         typer.echo("The study stands where it is; the same command resumes it.")
         raise typer.Exit(1)
@@ -159,13 +163,13 @@ def _launch_afar(there: Path, connection: SuperLinkConnection, *, detach: bool) 
 
 def _described(verified: Result) -> list[str]:
     counted, provenance = verified.provenance.counted, verified.provenance
-    noise = "no noise" if counted.epsilon is None else f"epsilon {counted.epsilon:.3g} at delta {counted.delta:g}"
     (model,) = [item.digest.sha256 for item in provenance.subject if item.name == MODEL]
     return [
         f"The result of {verified.study.id} ({verified.study.title}) is whole and signed by the coordinator.",
         f"Study: {provenance.asked.studyDigest}",
         f"Model: {model}",
-        f"{counted.hospitals} hospitals counted in {counted.rounds} rounds, {noise}, finished {provenance.finished}.",
+        f"{counted.hospitals} hospitals counted in {counted.rounds} rounds, finished {provenance.finished}.",
+        counted.noise,
         f"Made with {', '.join(f'{name} {version}' for name, version in provenance.software.items())}.",
     ]
 
@@ -173,7 +177,8 @@ def _described(verified: Result) -> list[str]:
 def _standing(place: CoordinatorDirectory, study: str | None, directory: Path | None) -> tuple[list[str], bool]:
     lines: list[str] = []
     if study is not None and directory is not None:
-        lines.append(find_publication(AuthorityLayout(directory), study).sentence())
+        launched = (place.path / "study.json").exists()
+        lines.append(find_publication(AuthorityLayout(directory), study).sentence(launched=launched))
     if not (place.path / "study.json").exists():
         return [*lines, "Not launched yet: `seh-provision study launch` begins it."], False
     asked = place.load().study

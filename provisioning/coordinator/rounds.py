@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from agent.core.clock import Clock, SystemClock
 from agent.core.errors import OperatorError, SecureHealthError
-from agent.secagg.accounting import spent_privacy
+from agent.secagg.accounting import spent_privacy, spent_record_privacy
 from agent.trust.metrics import cohort_metrics, moments_from_sums, moments_layout, training_layout
 from agent.trust.peers import Peers
 from agent.trust.terms import aggregation_terms
@@ -251,12 +251,16 @@ class Coordination:
         self._progress.note(Happening.FINISHED, rounds=self._study.rounds, seconds=seconds, model_digest=digest)
 
     def _privacy(self) -> dict[str, object] | None:
-        """The guarantee that the released sums carry, where the study adds noise."""
-        if self._study.privacy is None or self._assignment.settings.aggregation != "secure":
+        """The guarantee that the released sums carry, and for what, where the study adds noise."""
+        if self._assignment.settings.aggregation != "secure":
             return None
         released = sum(bool(record["cohort"]) for record in self._state.history)
         terms = aggregation_terms(self._study, self._assignment.digest)
-        return asdict(spent_privacy(terms, rounds=released))
+        if terms.privacy is not None:
+            return {"unit": "hospital"} | asdict(spent_privacy(terms, rounds=released))
+        if terms.record is not None:
+            return {"unit": "record"} | asdict(spent_record_privacy(terms.record, rounds=released))
+        return None
 
     def _note_start(self) -> None:
         self._progress.note(

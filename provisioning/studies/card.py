@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from agent.trust.study import FieldKind, FieldSpec, Study
 from provisioning.studies.provenance import Counted
+from provisioning.studies.words import declared_use
 
 _METRICS: Final = {
     "auc": "area under the ROC curve, from summed histograms of scores",
@@ -64,8 +65,7 @@ def _details(study: Study, counted: Counted, digest: str, finished: str) -> Sequ
 
 def _use(study: Study) -> Sequence[str]:
     lines = [f"- Purpose, as approved: {_plain(study.purpose)}"]
-    if study.duo:
-        lines.append(f"- Data use (DUO): {', '.join(map(_plain, study.duo))}")
+    lines += [f"- {_plain(sentence)}" for sentence in declared_use(study)]
     if study.legal_basis:
         lines.append(f"- Legal basis: {_plain(study.legal_basis)}")
     return [
@@ -137,13 +137,7 @@ def _figure(value: object) -> str:
 
 
 def _ethics(counted: Counted) -> Sequence[str]:
-    lines = ["- No record left a hospital; the coordinator saw sums over hospitals."]
-    if counted.epsilon is None:
-        return [*lines, "- No noise was added: what sums and model reveal about one hospital is not bounded."]
-    return [
-        *lines,
-        f"- Noise protects each hospital's whole data set: epsilon {counted.epsilon:.3g} at delta {counted.delta:g}.",
-    ]
+    return ["- No record left a hospital; the coordinator saw sums over hospitals.", f"- {counted.noise}"]
 
 
 def _caveats(study: Study) -> Sequence[str]:

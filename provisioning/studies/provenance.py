@@ -72,7 +72,8 @@ class Counted(_Part):
         rounds: Rounds that moved the model or were counted as spent.
         hospitalsPerRound: Hospitals in the sum of each.
         aggregation: How sums came about.
-        epsilon, delta: What the noise of all sums guarantees each hospital's whole data set; None without noise.
+        unit: What noise protects: a hospital's whole data set, or one record; None without noise.
+        epsilon, delta: What the noise of all rounds guarantees it; None without noise.
     """
 
     hospitals: int = Field(ge=0, le=MAX_SITES)
@@ -80,8 +81,17 @@ class Counted(_Part):
     rounds: int = Field(ge=0)
     hospitalsPerRound: tuple[int, ...] = Field(max_length=10_000)  # noqa: N815 - the same
     aggregation: Literal["secure"]
+    unit: Literal["hospital", "record"] | None = None
     epsilon: float | None = None
     delta: float | None = None
+
+    @property
+    def noise(self) -> str:
+        """What noise guarantees, for people."""
+        if self.unit is None:
+            return "No noise was added: what sums and model reveal about one hospital is not bounded."
+        what = "each hospital's whole data set" if self.unit == "hospital" else "any one record"
+        return f"Noise protects {what}: epsilon {self.epsilon:.3g} at delta {self.delta:g}."
 
 
 class _Definition(_Part):

@@ -123,8 +123,7 @@ def _counted(ended: Mapping[str, Any]) -> Counted:
         rounds=len(history),
         hospitalsPerRound=tuple(len(record["cohort"]) for record in history),
         aggregation=ended["aggregation"],
-        epsilon=privacy.get("epsilon"),
-        delta=privacy.get("delta"),
+        **{name: privacy.get(name) for name in ("unit", "epsilon", "delta")},
     )
 
 

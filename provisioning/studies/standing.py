@@ -39,12 +39,16 @@ class Publication:
     missing: int | None = None
     file: str = ""
 
-    def sentence(self) -> str:
-        """For people."""
+    def sentence(self, *, launched: bool = False) -> str:
+        """For people.
+
+        Args:
+            launched: Whether it has run, and so was published once.
+        """
         if self.listed:
             return "Published: the boxes of its hospitals have it, or fetch it within a minute."
         if self.missing is None:
-            return "Not published: never, or withdrawn. `seh-provision study sign` prepares it."
+            return "Withdrawn." if launched else "Not published. `seh-provision study sign` prepares it."
         if self.missing:
             return f"Waits for {self.missing} more signature(s) on {self.file}: seh-provision study sign {self.file}"
         return f"Signed by enough, and not published yet: seh-provision study publish {self.file}"

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Final
 
 from agent.secagg.accounting import PrivacySpent
-from agent.trust.study import DataUse, FieldKind, FieldSpec, Study, study_digest
+from agent.trust.study import FieldKind, FieldSpec, Study, study_digest
 from agent.trust.terms import aggregation_terms, check_privacy
 
 LONG_STUDY: Final = timedelta(days=366)
@@ -60,7 +60,7 @@ def explain(data: bytes, study: Study) -> dict[str, Sequence[str]]:
     terms = aggregation_terms(study, study_digest(data))
     return {
         "The study": _identity(study),
-        "What the data are for": _use(study.use, study),
+        "What the data are for": declared_use(study) or ["Nothing is declared."],
         "What each hospital is asked": _asked(study),
         "What leaves a hospital": _leaves(study, terms.minimum_sites, terms.colluders),
         "When a hospital is silent": _silence(study, terms.minimum_sites),
@@ -76,6 +76,7 @@ def cautions(study: Study, *, now: datetime) -> list[str]:
 
 def _doubts(study: Study, now: datetime) -> Iterable[tuple[bool, str]]:
     continues, names = study.secagg.dropout == "continue", [spec.name for spec in study.data.features]
+    noise = study.privacy or study.plan.record_privacy
     identifying = [name for name in names if _IDENTIFYING.search(name)]
     yield study.expires <= now, "It has expired: every box refuses it."
     yield study.expires > now + LONG_STUDY, "It runs for more than a year; many hospitals approve for a year at most."
@@ -86,13 +87,16 @@ def _doubts(study: Study, now: datetime) -> Iterable[tuple[bool, str]]:
         "purpose do not fit.",
     )
     yield not study.use.ethics_approval, "It names no ethics approval; data that need one (DUO:0000021) do not fit."
-    yield continues and study.privacy is None, "It goes on without silent hospitals and adds no noise: see above."
     yield (
-        study.privacy is None and not continues,
+        continues and study.privacy is None,
+        "It goes on without silent hospitals, and no noise covers what two such sums show of one hospital.",
+    )
+    yield (
+        noise is None,
         "It adds no noise, so its cost to a privacy budget is unbounded: a hospital must allow that by policy.",
     )
     yield (
-        study.privacy is not None and study.privacy.epsilon > WEAK_EPSILON,
+        noise is not None and noise.epsilon > WEAK_EPSILON,
         f"Its epsilon is above {WEAK_EPSILON:g}, which protects little.",
     )
     yield study.minimum_evidence in {"none", "test"}, "It takes boxes whose keys may lie in files (minimum_evidence)."
@@ -112,7 +116,9 @@ def _identity(study: Study) -> list[str]:
     return lines
 
 
-def _use(use: DataUse, study: Study) -> list[str]:
+def declared_use(study: Study) -> list[str]:
+    """What the requester declares in terms of the Data Use Ontology; a sentence each."""
+    use = study.use
     purposes = [f"{PURPOSES.get(term, 'a purpose')} ({term})" for term in use.purpose_terms]
     said = [
         (bool(purposes), f"Purposes: {', '.join(purposes)}."),
@@ -131,19 +137,19 @@ def _use(use: DataUse, study: Study) -> list[str]:
         (bool(study.visas), f"{len(study.visas)} visas speak for the requester; each hospital checks their issuers."),
         (bool(study.duo), f"Its requester counts it under {', '.join(study.duo)}."),
     ]
-    return [sentence for holds, sentence in said if holds] or ["Nothing is declared."]
+    return [sentence for holds, sentence in said if holds]
 
 
 def _asked(study: Study) -> list[str]:
     data = study.data
-    passes = f"{study.plan.epochs} passes" if study.plan.epochs else f"{study.plan.steps} steps"
+    passes = f"passes: {study.plan.epochs}" if study.plan.epochs else f"steps: {study.plan.steps}"
     return [
         f"Asked of {len(study.sites)} hospitals: {', '.join(study.sites)}.",
         f"Each needs at least {data.minimum_rows} records of the schema {data.schema_name}, with {data.label.field} "
         f"(counts as positive above {data.label.positive_above:g}) and these {len(data.features)} fields:",
         *(f"  {_field(spec)}" for spec in data.features),
-        f"Each trains a model of {study.model.parameters:,} numbers on its own records in {study.rounds} rounds, "
-        f"{passes} a round; {data.holdout:.0%} of the records are held out to measure it.",
+        f"Each trains a model of {study.model.parameters:,} numbers on its own records in {study.rounds} rounds "
+        f"({passes} in each); {data.holdout:.0%} of the records are held out to measure it.",
     ]
 
 
@@ -189,11 +195,13 @@ def _silence(study: Study, minimum: int) -> list[str]:
 
 
 def _noise(study: Study, spent: PrivacySpent | None) -> str:
-    if spent is None or study.privacy is None:
+    asked = study.privacy or study.plan.record_privacy
+    if spent is None or asked is None:
         return "No noise is added: what the sums themselves reveal is not bounded."
+    what = "each hospital's whole data set" if study.privacy else "any one record, by noise in every step of training"
     return (
-        f"Noise protects each hospital's whole data set: epsilon {spent.epsilon:.2f} at delta {spent.delta:g} for all "
-        f"rounds together; the study promises at most {study.privacy.epsilon:g}."
+        f"Noise protects {what}: epsilon {spent.epsilon:.2f} at delta {spent.delta:g} for all rounds together; "
+        f"the study promises at most {asked.epsilon:g}."
     )
 
 

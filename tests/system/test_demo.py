@@ -126,7 +126,8 @@ def test_noise_gives_every_hospital_privacy_and_withholds_scores(tmp_path: Path)
     said, summary = finished(tmp_path, "--rounds", "3", "--noise", "1.5", "--key", "software")
     result = json.loads((tmp_path / "consortium" / "coordinator" / "result.json").read_text(encoding="utf-8"))
     spent = summary["privacy"]
-    assert {name: spent[name] for name in ("epsilon", "delta", "rounds")} == result["privacy"]
+    accounted = {name: spent[name] for name in ("epsilon", "delta", "rounds")}
+    assert result["privacy"] == accounted | {"unit": "hospital"}
     assert 0 < spent["epsilon"] < 100
     assert (spent["rounds"], spent["noise_multiplier"]) == (3, 1.5)
     assert result["moments"] == {}

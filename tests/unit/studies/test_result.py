@@ -108,7 +108,8 @@ def test_noise_is_accounted_for_in_provenance_and_card(tmp_path: Path) -> None:
     protection = federation.directory.load().protection
     assert protection is not None
     result = verify_result(make_result(federation.directory), protection.key.public_key())
-    assert (result.provenance.counted.epsilon, result.provenance.counted.delta) == (spent["epsilon"], spent["delta"])
+    counted = result.provenance.counted
+    assert (counted.unit, counted.epsilon, counted.delta) == ("hospital", spent["epsilon"], spent["delta"])
     assert b"Noise protects each hospital's whole data set" in result.files[CARD]
 
 

@@ -29,6 +29,24 @@ HARMLESS: dict[str, Any] = {
 }
 
 
+RECORD: dict[str, Any] = {
+    "plan": {
+        "learning_rate": 0.1,
+        "batch_size": 8,
+        "steps": 4,
+        "record_privacy": {"epsilon": 9.0, "delta": 1e-5, "noise_multiplier": 5.0, "max_gradient_norm": 1.0},
+    },
+    "data": {
+        "schema_name": "played",
+        "features": [{"name": "age", "kind": "flag"}],
+        "label": {"field": "ill"},
+        "standardise": "none",
+        "minimum_rows": 100,
+    },
+}
+"""Noise in training, for one record."""
+
+
 def said(**changes: Any) -> str:  # noqa: ANN401 - any part of a study
     data, _ = study_files(**changes)
     parts = explain(data, parse_study(data))
@@ -82,6 +100,12 @@ def test_blocks_dropout_and_first_sums_are_said() -> None:
     assert "Noise protects each hospital's whole data set: epsilon" in continuing
 
 
+def test_noise_says_what_it_protects() -> None:
+    assert "No noise is added" in said()
+    assert "Noise protects each hospital's whole data set" in said(privacy=NOISE)
+    assert "Noise protects any one record, by noise in every step of training: epsilon" in said(**RECORD)
+
+
 def test_terms_that_contradict_each_other_are_not_explained_away() -> None:
     with pytest.raises(OperatorError, match="would cost epsilon"):
         said(privacy=NOISE | {"epsilon": 0.01})
@@ -101,7 +125,7 @@ def test_a_study_that_hospitals_accept_is_warned_of_nothing() -> None:
         ({"use": USE | {"ethics_approval": ""}}, "no ethics approval"),
         ({"privacy": None}, "its cost to a privacy budget is unbounded"),
         (
-            {"privacy": None, "secagg": {"dropout": "continue", "accept_differencing": True}},
+            {"privacy": None, **RECORD, "secagg": {"dropout": "continue", "accept_differencing": True}},
             "goes on without silent hospitals",
         ),
         ({"privacy": NOISE}, "protects little"),
