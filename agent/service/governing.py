@@ -32,6 +32,7 @@ from agent.identity.vault import Vault
 from agent.service.affiliation import Affiliation, Company
 from agent.service.audit_desk import AuditDesk
 from agent.service.requests import Handlers
+from agent.service.safekeeping import open_reservations
 from agent.service.study_desk import StudyDesk, StudyShelves
 from agent.service.witnessing import WitnessDesk, witness_line
 from agent.statements.chain import NodeRecord
@@ -42,6 +43,10 @@ from agent.trust.records import WitnessRecord
 LOG_PURPOSE: Final = "audit log signing v1"
 UNGOVERNED: Final = (
     "Demonstration: studies run here without permit, approval or audit log, as the configuration has no [governance]."
+)
+
+UNSEALED: Final = (
+    "This box uses no TPM: an older disk put back, which forgets what studies spent, is seen by the witness alone."
 )
 
 log = structlog.get_logger()
@@ -113,8 +118,9 @@ def open_governance(
             state / "approvals", audit, box, company.stewards, origins=frozenset(origins), now_s=company.now_s
         )
         board = RoundBoard(clock)
-        budget = BudgetBook(audit, None, clock)
+        budget = BudgetBook(audit, open_reservations(config), clock)
         budget.check()
+        tell("budget", "" if budget.sealed else UNSEALED)
         gate = StudyGate(
             audit,
             book,

@@ -18,6 +18,7 @@ from agent.identity.session import SessionKeySource
 from agent.identity.vault import Vault, open_plain_vault
 
 if TYPE_CHECKING:
+    from agent.identity.tpm_counter import ReservationCounter
     from agent.identity.tpm_device import TPMDevice
 
 MAX_APPROVALS: Final = 64
@@ -58,6 +59,23 @@ def session_keys(config: AgentConfig) -> SessionKeySource | None:
     from agent.identity.tpm import new_session_key  # noqa: PLC0415 - needs the TPM's library
 
     return lambda: new_session_key(device)
+
+
+def open_reservations(config: AgentConfig) -> ReservationCounter | None:
+    """The TPM's counter of budget reservations, made where it is missing; None on a box that uses no TPM.
+
+    Raises:
+        OperatorError: The TPM's library is not installed.
+        HardwareError: The TPM is gone or refuses.
+    """
+    if config.key.tpm_uri is None:
+        return None
+    device = open_tpm(config.key.tpm_uri)
+    from agent.identity.tpm_counter import ReservationCounter  # noqa: PLC0415 - needs the TPM's library
+
+    counter = ReservationCounter(device)
+    counter.define()
+    return counter
 
 
 def open_tpm(uri: str) -> TPMDevice:
