@@ -1,9 +1,9 @@
-"""`seh-provision coordinator`: prepare a study's coordination, start or resume it, and follow it."""
+"""`seh-provision coordinator`: prepare a study's coordination; `seh-provision study` starts and follows it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -18,9 +18,6 @@ from provisioning.cli.secrets import PassphraseFile, interactive
 app = typer.Typer(name="coordinator", help="The coordinator of a study.", no_args_is_help=True)
 
 DirectoryArgument = Annotated[Path, typer.Argument(help="The coordinator's directory.")]
-
-_TOLD: Final = ("site", "sites", "refusal", "why", "sentence", "next_step")
-"""What of the last event a person is told."""
 
 
 @app.callback()
@@ -67,49 +64,3 @@ def prepare(
         key=private_pem(load_file_key(key, interactive(passphrase_file)), None),
     )
     typer.echo(f"{assignment.study.id} is prepared in {directory}.")
-
-
-@app.command()
-def run(
-    directory: DirectoryArgument,
-    address: Annotated[str, typer.Option(help="host:port of the SuperLink")],
-    root_certificate: Annotated[Path, typer.Option(help="The consortium's root certificate, PEM.")],
-) -> None:
-    """Start the study at the SuperLink, or resume it where it stands; prints the run's id."""
-    from provisioning.authority.superlink import SuperLinkConnection  # noqa: PLC0415 - loads Flower
-    from provisioning.coordinator.fab import launch_run  # noqa: PLC0415 - the same
-
-    connection = SuperLinkConnection(directory / "flower", address, root_certificate.resolve())
-    connection.store()
-    typer.echo(launch_run(connection, directory))
-
-
-@app.command()
-def progress(directory: DirectoryArgument) -> None:
-    """Say how far the study is."""
-    from provisioning.coordinator.directory import CoordinatorDirectory  # noqa: PLC0415 - only this command needs it
-    from provisioning.coordinator.progress import read_events  # noqa: PLC0415 - the same
-
-    events, _ = read_events(CoordinatorDirectory(directory).progress)
-    for event in events:
-        if event["event"] == "round":
-            typer.echo(
-                f"round {event['round']}: loss {event['loss']}, AUC {event['auc']}, {len(_sites(event))} hospitals"
-            )
-    if not events:
-        typer.echo("Nothing has happened here yet; `seh-provision coordinator run` starts it.")
-        return
-    last = events[-1]
-    typer.echo(f"last event: {last['event']}")
-    for name in _TOLD:
-        if name in last:
-            typer.echo(f"  {name.replace('_', ' ')}: {_plain(last[name])}")
-
-
-def _plain(value: object) -> str:
-    return ", ".join(str(part) for part in value) if isinstance(value, list) else str(value)
-
-
-def _sites(event: dict[str, object]) -> list[object]:
-    cohort = event.get("cohort")
-    return list(cohort) if isinstance(cohort, list) else []

@@ -26,7 +26,7 @@ from provisioning.cli.secrets import PassphraseFile, interactive
 from provisioning.studies.draft import DEFAULT_DAYS, DEFAULT_ROUNDS, Draft, check_width, write_study
 from provisioning.studies.fields import Column, parse_column, plain_name, read_columns
 from provisioning.studies.signing import Proposal, propose_study, read_proposal
-from provisioning.studies.words import cautions, explain
+from provisioning.studies.words import cautions, explain, printable
 
 PENDING_SUFFIX = ".cbor"
 
@@ -201,10 +201,10 @@ def _described(data: bytes) -> Iterable[str]:
     study = parse_study(data)
     for heading, sentences in explain(data, study).items():
         yield typer.style(heading, bold=True)
-        yield from (f"  {sentence}" for sentence in sentences)
+        yield from (f"  {printable(sentence)}" for sentence in sentences)
     if doubts := cautions(study, now=SystemClock().now()):
         yield typer.style("What hospitals usually refuse, or ask about", bold=True)
-        yield from (f"  {sentence}" for sentence in doubts)
+        yield from (f"  {printable(sentence)}" for sentence in doubts)
 
 
 def _agree(proposal: Proposal, *, yes: bool) -> None:

@@ -24,6 +24,7 @@ from provisioning.coordinator.progress import ENDINGS, Happening, read_events
 from provisioning.registrar.settings import load_settings
 from provisioning.studies.bundle import MODEL, Result, verify_result
 from provisioning.studies.standing import describe_run, find_publication, run_directory, tell
+from provisioning.studies.words import printable
 
 WATCH_S: Final = 1.0
 _COMPLETED: Final = "completed"
@@ -76,7 +77,7 @@ def launch(
         for event in launched.follow():
             last = str(event["event"])
             if said := tell(event, rounds):
-                typer.echo(said)
+                typer.echo(printable(said))
     except KeyboardInterrupt:
         typer.echo(f"No longer followed; the study goes on: seh-provision study status --run {place.path}")
         return
@@ -140,7 +141,7 @@ def verify(
         read_file(file), _public_key(coordinator), study=None if study is None else read_file(study)
     )
     for line in _described(verified):
-        typer.echo(line)
+        typer.echo(printable(line))
     if extract is not None:
         extract.mkdir(parents=True)
         for name, data in verified.files.items():
@@ -184,7 +185,9 @@ def _standing(place: CoordinatorDirectory, study: str | None, directory: Path | 
     asked = place.load().study
     events, _ = read_events(place.progress)
     lines.insert(0, f"{asked.title} ({asked.id}), {asked.rounds} rounds with {len(asked.sites)} hospitals")
-    return lines + describe_run(events, asked), bool(events) and events[-1]["event"] in ENDINGS
+    return [printable(line) for line in (*lines, *describe_run(events, asked))], bool(events) and events[-1][
+        "event"
+    ] in ENDINGS
 
 
 def _place(study: str | None, directory: Path | None, run: Path | None) -> CoordinatorDirectory:

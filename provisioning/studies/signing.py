@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from tuf.api.exceptions import LengthOrHashMismatchError
-from tuf.api.metadata import Metadata, Targets
+from tuf.api.metadata import Metadata, TargetFile, Targets
 
 from agent.core.errors import OperatorError
 from agent.trust.delegations import STUDIES
@@ -51,7 +51,7 @@ def propose_study(ceremony: Ceremony, data: bytes, model: bytes, known_sites: Co
         known_sites: The consortium's hospitals.
 
     Raises:
-        OperatorError: Study or model cannot be used, or it names a hospital that is not there.
+        OperatorError: Study or model cannot be used, it names a hospital that is not there, or its id is another's.
         SecureHealthError: As `Ceremony.propose` says.
     """
     study = check_files(data, model)
@@ -62,7 +62,12 @@ def propose_study(ceremony: Ceremony, data: bytes, model: bytes, known_sites: Co
             next_step="Correct study.json, or have the hospital added first.",
         )
     files = {target_path(study.id, STUDY_FILE): data, target_path(study.id, MODEL_FILE): model}
-    return ceremony.propose(STUDIES, list_files(files), targets=files)
+
+    def edit(role: Targets) -> None:
+        _check_free(role, study, files)
+        list_files(files)(role)
+
+    return ceremony.propose(STUDIES, edit, targets=files)
 
 
 def read_proposal(pending: PendingChange) -> Proposal:
@@ -105,6 +110,16 @@ def check_files(data: bytes, model: bytes) -> Study:
 def target_path(study: str, name: str) -> str:
     """Where the repository keeps a study's file."""
     return f"{STUDIES}/{study}/{name}"
+
+
+def _check_free(role: Targets, study: Study, files: Mapping[str, bytes]) -> None:
+    path = target_path(study.id, STUDY_FILE)
+    if path in role.targets and role.targets[path] != TargetFile.from_data(path, files[path], ["sha256"]):
+        raise OperatorError(
+            "study.id_taken",
+            f"Another study is published under the id {study.id}.",
+            next_step="Give this one an id of its own; hospitals approved the other.",
+        )
 
 
 def _check_listed(pending: PendingChange, files: Mapping[str, bytes]) -> Targets:

@@ -47,6 +47,11 @@ _IDENTIFYING: Final = re.compile(
 )
 
 
+def printable(text: str) -> str:
+    """A study's words as they may go to a terminal: no control character that could hide the others."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def explain(data: bytes, study: Study) -> dict[str, Sequence[str]]:
     """What a hospital will be asked: sentences by heading.
 

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 from securesystemslib.signer import Signer
 from tuf.api.metadata import Metadata, TargetFile, Targets
+from typer.testing import CliRunner
 
 from agent.core.errors import OperatorError, PeerProtocolError, SecureHealthError
 from agent.trust.delegations import STUDIES
 from provisioning.authority.ceremony import Ceremony, PendingChange, parse_pending
 from provisioning.authority.keyring import Keyring
 from provisioning.authority.roles import sign
+from provisioning.cli.main import app
 from provisioning.studies.signing import propose_study, read_proposal, target_path
 from tests.simulators.authority import FoundedConsortium, no_secrets
 from tests.simulators.played_study import SITES, linear_model, study_files
@@ -155,3 +157,21 @@ def test_change_without_a_study_is_not_signed_as_one(prepared: Prepared) -> None
     bare = replace(prepared.pending, change=replace(prepared.pending.change, targets={}))
     with pytest.raises(OperatorError, match="adds no study"):
         read_proposal(bare)
+
+
+def test_published_study_is_not_replaced_under_its_id(prepared: Prepared) -> None:
+    consortium = prepared.consortium
+    consortium.ceremony.complete(prepared.pending)
+    study, model = study_files()
+    same = propose_study(consortium.ceremony, prepared.pending.change.targets[STUDY], model, SITES)
+    assert read_proposal(same).others == ()
+    assert refused(lambda: propose_study(consortium.ceremony, greedier(study), model, SITES)) == "study.id_taken"
+
+
+def test_words_that_would_hide_others_on_a_signer_s_terminal(tmp_path: Path) -> None:
+    hidden = "Harmless.\x1b[2K\x1b[1A\u202eylno"
+    study, _ = study_files(title=hidden, purpose=hidden, requester=hidden, legal_basis=hidden)
+    (tmp_path / "study.json").write_bytes(study)
+    said = CliRunner().invoke(app, ["study", "validate", str(tmp_path / "study.json")], color=False).output
+    assert said.count("Harmless.?[2K?[1A?ylno") == 4
+    assert all(letter.isprintable() or letter == "\n" for letter in said)

@@ -11,11 +11,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from typer.testing import CliRunner
 
-from agent.core.clock import SystemClock
 from agent.core.errors import OperatorError
 from agent.trust.roster import encode_roster
 from provisioning.cli.main import app
-from provisioning.coordinator.progress import Happening, ProgressLog
 from tests.simulators.played_study import study_files
 from tests.simulators.secure_site import SecureSite, roster_of
 
@@ -103,14 +101,4 @@ def test_a_coordination_is_prepared_from_files_and_its_key_is_private(tmp_path: 
     assert "played-study is prepared" in said
     assert (tmp_path / "run" / "coordinator.key").stat().st_mode & 0o077 == 0
     assert json.loads((tmp_path / "run" / "settings.json").read_bytes())["aggregation"] == "secure"
-    assert "Nothing has happened here yet" in call("coordinator", "progress", tmp_path / "run")
-
-
-def test_progress_names_the_hospital_and_the_reason(tmp_path: Path) -> None:
-    log = ProgressLog(tmp_path / "progress.jsonl", SystemClock())
-    log.note(Happening.REFUSED, site="hospital-b", round=0, refusal="declined")
-    assert "site: hospital-b\n  refusal: declined" in call("coordinator", "progress", tmp_path)
-    log.note(Happening.WAITING, sites=["hospital-a", "hospital-c"])
-    assert "sites: hospital-a, hospital-c" in call("coordinator", "progress", tmp_path)
-    log.note(Happening.PAUSED, code="x.y", sentence="No sum.", next_step="Resume.")
-    assert "sentence: No sum.\n  next step: Resume." in call("coordinator", "progress", tmp_path)
+    assert "Not launched yet" in call("study", "status", "--run", tmp_path / "run")
