@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -306,7 +307,7 @@ def test_revoked_box_registers_nothing(scene: Scene) -> None:
 @pytest.mark.parametrize(
     "changes", [{"site": B}, {"node": "another"}, {"consortium": "cd" * 32}, {"log_key": "ef" * 32}]
 )
-def test_log_key_in_another_boxs_name_is_refused(scene: Scene, changes: dict[str, str]) -> None:
+def test_log_key_in_another_boxs_name_is_refused(scene: Scene, changes: dict[str, Any]) -> None:
     with scene.begin(scene.log()) as log:
         assert code_of(lambda: scene.register(log, **changes)) == "audit.not_registered"
 
@@ -513,8 +514,7 @@ def test_two_submissions_at_once_leave_the_larger_one(scene: Scene) -> None:
             log.append(AgentStarted(at_s=scene.now_s, version=f"{number}"))
         answers: list[int] = []
         threads = [
-            threading.Thread(target=lambda size=size: answers.append(post(scene, log, 1, size)[0]))  # type: ignore[misc]
-            for size in (5, 23)
+            threading.Thread(target=lambda size=size: answers.append(post(scene, log, 1, size)[0])) for size in (5, 23)
         ]
         for thread in threads:
             thread.start()
