@@ -17,6 +17,7 @@ import typer
 
 from agent.cli.key import TerminalPerson
 from agent.cli.run import DEFAULT_CONFIG, ConfigOption
+from agent.cli.steward_signing import CardOption, ReaderOption, StewardChoice, StewardOption
 from agent.core.clock import SystemClock
 from agent.core.config import AgentConfig, load_config
 from agent.core.errors import HardwareError, OperatorError
@@ -142,10 +143,15 @@ def re_enrol(
 
 def unenrol(
     yes: Annotated[bool, typer.Option("--yes", help="This box shall leave its consortium.")] = False,
+    steward: StewardOption = None,
+    key: CardOption = None,
+    reader: ReaderOption = "",
+    force: ForceOption = False,
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
-    """Leave the consortium; the box can be enrolled in another one afterwards."""
-    from agent.enrolment.record import EnrolmentFolder  # noqa: PLC0415 - other commands need not load it
+    """Leave the consortium, with a steward's key; the box can be enrolled in another one afterwards."""
+    from agent.cli.leaving import steward_approves  # noqa: PLC0415 - other commands need not load it
+    from agent.enrolment.record import EnrolmentFolder  # noqa: PLC0415 - the same
     from agent.enrolment.record import unenrol as leave  # noqa: PLC0415 - the same
 
     settings = load_config(config)
@@ -156,7 +162,10 @@ def unenrol(
             next_step="Say so with --yes.",
         )
     become_owner(settings.node.state_directory)
-    record = leave(EnrolmentFolder.of(settings.node.state_directory))
+    signing = StewardChoice(steward, TerminalPerson(force=force), key, reader)
+    record = leave(
+        EnrolmentFolder.of(settings.node.state_directory), lambda record: steward_approves(settings, record, signing)
+    )
     typer.echo(f"This box has left {record.name}.")
     typer.echo(f"Ask {record.site}'s operator to revoke its key: `seh-provision node revoke {record.node}`.")
 

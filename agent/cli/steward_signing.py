@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
+
+import typer
 
 from agent.core.base64url import encode_bytes
 from agent.core.box_view import ChallengeView, StewardView, StudyView
@@ -17,12 +19,42 @@ from agent.governance.approval import (
     WebAuthnEvidence,
     terminal_client_data,
 )
-from agent.governance.challenge import Challenge, WithdrawalChallenge
+from agent.governance.challenge import Act, Challenge
 from agent.identity.key import Person
 from agent.trust.records import parse_public_pem
 
 CARD_URI: Final = "piv:?slot=9c"
 """PIV's slot for signatures that a person makes: the card wants its PIN for each."""
+
+
+StewardOption = Annotated[str | None, typer.Option(help="Whose key decides; may be left out where there is only one.")]
+CardOption = Annotated[str | None, typer.Option("--key", help="Where a smartcard's key is; else slot 9c of the card.")]
+ReaderOption = Annotated[str, typer.Option(help="Card reader where a security key lies; else USB, then any reader.")]
+
+
+@dataclass(frozen=True, slots=True)
+class StewardChoice:
+    """Whose key shall sign, as told on the command line.
+
+    Args:
+        name: The steward; None for the only one.
+        person: Whoever stands there.
+        uri: Where a card is; None for slot 9c of the only one.
+        reader: Part of a card reader's name, where a security key lies on it; empty for everywhere.
+    """
+
+    name: str | None
+    person: Person
+    uri: str | None = None
+    reader: str = ""
+
+    def among(self, stewards: tuple[StewardView, ...]) -> StewardKey:
+        """The key that is meant.
+
+        Raises:
+            OperatorError: None is meant, or none counts (`cli.which_steward`).
+        """
+        return StewardKey(choose_steward(stewards, self.name), self.person, self.uri, self.reader)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +82,11 @@ class StewardKey:
         """
         return Approval(steward=self.steward.steward, evidence=self._evidence(challenge), challenge=challenge)
 
-    def withdraw(self, act: WithdrawalChallenge) -> StewardProof:
-        """Sign a withdrawal; raises as `approve`."""
+    def prove(self, act: Act) -> StewardProof:
+        """Sign any other act; raises as `approve`."""
         return StewardProof(steward=self.steward.steward, evidence=self._evidence(act))
 
-    def _evidence(self, act: Challenge | WithdrawalChallenge) -> Evidence:
+    def _evidence(self, act: Act) -> Evidence:
         if self.steward.kind == "piv":
             return self._card_signature(act.message())
         return self._assertion(act.digest)

@@ -9,7 +9,14 @@ import typer
 
 from agent.cli.key import TerminalPerson
 from agent.cli.run import DEFAULT_CONFIG, ConfigOption
-from agent.cli.steward_signing import StewardKey, choose_steward, read_challenge
+from agent.cli.steward_signing import (
+    CardOption,
+    ReaderOption,
+    StewardChoice,
+    StewardOption,
+    choose_steward,
+    read_challenge,
+)
 from agent.cli.study_text import approval_line, describe, plain, state_of
 from agent.core.box_view import Box
 from agent.core.config import load_config
@@ -21,9 +28,6 @@ from agent.identity.session import utc
 app = typer.Typer(name="study", help="Studies on this box.", no_args_is_help=True)
 
 StudyArgument = Annotated[str, typer.Argument(help="The study's name.")]
-StewardOption = Annotated[str | None, typer.Option(help="Whose key decides; may be left out where there is only one.")]
-CardOption = Annotated[str | None, typer.Option("--key", help="Where a smartcard's key is; else slot 9c of the card.")]
-ReaderOption = Annotated[str, typer.Option(help="Card reader where a security key lies; else USB, then any reader.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Try the PIN although only one attempt is left.")]
 YesOption = Annotated[
     bool, typer.Option("--yes", help="Do not ask whether it is meant; the key still asks for its PIN.")
@@ -65,14 +69,14 @@ def approve(
 ) -> None:
     """Approve a study with a steward's security key or smartcard: it may run here until the approval ends."""
     box = _box(config)
-    chosen = choose_steward(box.stewards(), steward)
-    view = box.study(study)
+    signer = StewardChoice(steward, TerminalPerson(force=force), key, reader).among(box.stewards())
+    chosen, view = signer.steward, box.study(study)
     typer.echo(describe(view))
     challenge = read_challenge(box.begin_approval(study, chosen.steward), view)
     typer.echo(f"\n{chosen.steward}'s key will sign that exactly this may run here until {utc(challenge.not_after_s)}.")
     if not yes:
         typer.confirm("Approve it?", abort=True, err=True)
-    signed = StewardKey(chosen, TerminalPerson(force=force), key, reader).approve(challenge)
+    signed = signer.approve(challenge)
     given = box.complete_approval(signed.encode().decode())
     typer.echo(f"Approved. Approval {given.sequence}: {approval_line(given)}.")
     typer.echo(f"To take it back at any time: seh-agent study withdraw {study}")
@@ -100,13 +104,12 @@ def withdraw(
 ) -> None:
     """Withdraw a study's approvals with a steward's key, for good: the study's next message is refused."""
     box = _box(config)
-    chosen = choose_steward(box.stewards(), steward)
-    signer = StewardKey(chosen, TerminalPerson(force=force), key, reader)
+    signer = StewardChoice(steward, TerminalPerson(force=force), key, reader).among(box.stewards())
     for sequence in _to_withdraw(box, study, approval):
-        act = WithdrawalChallenge.parse(box.begin_withdrawal(sequence, chosen.steward).payload.encode())
+        act = WithdrawalChallenge.parse(box.begin_withdrawal(sequence, signer.steward.steward).payload.encode())
         if (act.study, act.sequence) != (study, sequence):
             raise _none_to_withdraw(study)
-        box.complete_withdrawal(sequence, signer.withdraw(act).encode().decode())
+        box.complete_withdrawal(sequence, signer.prove(act).encode().decode())
         typer.echo(f"Approval {sequence} of {study} is withdrawn.")
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -270,15 +270,37 @@ def revoked_key(site: str) -> OperatorError:
     )
 
 
-def unenrol(folder: EnrolmentFolder) -> EnrolmentRecord:
+Approve = Callable[[EnrolmentRecord], None]
+"""Returns once a steward of the box's hospital has signed that the box may leave; raises otherwise."""
+
+
+def nobody_approves(record: EnrolmentRecord) -> None:
+    """The answer where no steward is at the box.
+
+    Raises:
+        OperatorError: Always (`enrolment.needs_steward`).
+    """
+    raise OperatorError(
+        "enrolment.needs_steward",
+        f"This box belongs to {record.name}, and may leave it only with the approval of {record.site}'s data steward.",
+        next_step="Run `seh-agent unenrol --yes` at the box, with a steward's security key or smartcard. Where none is "
+        "left, have the hospital revoke the box (`seh-provision node revoke`), and install the box anew.",
+    )
+
+
+def unenrol(folder: EnrolmentFolder, approve: Approve = nobody_approves) -> EnrolmentRecord:
     """Leave the consortium.
+
+    Args:
+        folder: Of the enrolment.
+        approve: Asks a steward, where the consortium is not one for tests (SECURITY-RULES 15).
 
     Returns:
         Where the box belonged.
 
     Raises:
-        OperatorError: It is not enrolled (`enrolment.not_enrolled`), or its hospital's steward would have to approve
-            (`enrolment.needs_steward`), or it is being enrolled at this moment (`enrolment.under_way`).
+        OperatorError: It is not enrolled (`enrolment.not_enrolled`), no steward approved, or it is being enrolled at
+            this moment (`enrolment.under_way`).
     """
     with folder.locked():  # whoever enrols it now would put it back
         record = folder.load_record()
@@ -289,12 +311,7 @@ def unenrol(folder: EnrolmentFolder) -> EnrolmentRecord:
                 next_step="Enrol it: put the consortium's stick in, or run `seh-agent enrol`.",
             )
         if record.environment is Environment.PRODUCTION:
-            raise OperatorError(
-                "enrolment.needs_steward",
-                f"This box belongs to {record.name}, and may leave it only with the approval of {record.site}'s data "
-                "steward, which this release cannot take.",
-                next_step="Have the hospital revoke the box (`seh-provision node revoke`), and install the box anew.",
-            )
+            approve(record)
         folder.clear()
         return record
 

@@ -18,7 +18,7 @@ from agent.core.base64url import decode_bytes, encode_bytes
 from agent.core.errors import PeerProtocolError
 from agent.core.ids import IdentifierText
 from agent.core.validation import explain_invalid
-from agent.governance.challenge import Challenge, WithdrawalChallenge
+from agent.governance.challenge import Act, Challenge
 from agent.statements.roots import hash_for, load_public_key, verify_assertion
 from agent.trust.records import StewardFile, parse_certificate_pem
 
@@ -133,9 +133,7 @@ def verify_approval(approval: Approval, steward: StewardFile, origins: frozenset
     return verify_act(approval.challenge, approval, steward, origins)
 
 
-def verify_act(
-    act: Challenge | WithdrawalChallenge, proof: StewardProof, steward: StewardFile, origins: frozenset[str] | None
-) -> int:
+def verify_act(act: Act, proof: StewardProof, steward: StewardFile, origins: frozenset[str] | None) -> int:
     """Verify that a steward's key signed an act. That the act is wanted now is the caller's to check.
 
     Args:

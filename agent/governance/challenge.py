@@ -1,4 +1,4 @@
-"""What a steward's key signs: the exact approval, or its withdrawal, of one study on one data set of one box.
+"""What a steward's key signs: exactly one study's approval or its withdrawal, or that a box may leave its consortium.
 
 Every field stands in what is signed, so a signature counts for nothing else (SECURITY-RULES 21). Fields are written as
 canonical JSON (RFC 8785) that begins with nothing another protocol signs: WebAuthn's challenge is its SHA-256; a
@@ -23,8 +23,8 @@ NodeText = Annotated[str, Field(min_length=1, max_length=200)]
 Epsilon = Annotated[float, Field(gt=0, le=1e6)]
 
 
-class _Act(BaseModel):
-    """What all acts of a steward name: where they count, and for what."""
+class Act(BaseModel):
+    """What all acts of a steward name: where they count."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -33,10 +33,6 @@ class _Act(BaseModel):
     root_digest: Hex32
     site: IdentifierText
     node: NodeText
-    study: IdentifierText
-    study_digest: Hex32
-    dataset: IdentifierText
-    sequence: Count
 
     def payload(self) -> bytes:
         """Canonical JSON of all fields (RFC 8785)."""
@@ -67,7 +63,16 @@ class _Act(BaseModel):
         return act
 
 
-class Challenge(_Act):
+class _StudyAct(Act):
+    """What acts about a study name beside."""
+
+    study: IdentifierText
+    study_digest: Hex32
+    dataset: IdentifierText
+    sequence: Count
+
+
+class Challenge(_StudyAct):
     """An approval.
 
     Args:
@@ -92,12 +97,29 @@ class Challenge(_Act):
     not_after_s: Seconds
 
 
-class WithdrawalChallenge(_Act):
+class WithdrawalChallenge(_StudyAct):
     """The withdrawal of the approval with this sequence; it holds for good."""
 
     payload_type: ClassVar[str] = "application/vnd.secur-e-health.withdrawal.v1+json"
 
     label: Literal["secur-e-health/withdrawal/1"] = "secur-e-health/withdrawal/1"
+
+
+class UnenrolChallenge(Act):
+    """That this box may leave its consortium (SECURITY-RULES 15).
+
+    Args:
+        label: Names what is signed.
+        root_digest: The consortium's pinned root, hex.
+        site: The hospital.
+        node: The box.
+        nonce: Random, made for this one asking, hex.
+    """
+
+    payload_type: ClassVar[str] = "application/vnd.secur-e-health.unenrol.v1+json"
+
+    label: Literal["secur-e-health/unenrol/1"] = "secur-e-health/unenrol/1"
+    nonce: Hex32
 
 
 def _bad_challenge() -> PeerProtocolError:

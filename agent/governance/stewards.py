@@ -132,7 +132,7 @@ class StewardCounters:
         """Read what is there.
 
         Args:
-            path: The file, in a directory that exists; made when a counter is first seen.
+            path: The file; made, with its directory, when a counter is first seen.
 
         Raises:
             OperatorError: It cannot be read (`approval.bad_counters`).
@@ -166,6 +166,7 @@ class StewardCounters:
             seen = dict(list({**self._seen, key_id: count}.items())[-MAX_KEYS:])
             data = _CountersFile(counters=seen).model_dump_json().encode()
             try:
+                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 store_atomically(self._path, data, mode=0o600)
             except OSError as error:
                 raise not_stored(self._path, error) from error

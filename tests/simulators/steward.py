@@ -17,7 +17,7 @@ from agent.core.base64url import encode_bytes
 from agent.core.ids import SiteID
 from agent.governance.approval import Approval, Evidence, PIVEvidence, StewardProof, WebAuthnEvidence
 from agent.governance.book import ApprovalBook, BoxIdentity, Matter
-from agent.governance.challenge import Challenge, WithdrawalChallenge
+from agent.governance.challenge import Act, Challenge
 from agent.governance.stewards import admitted
 from agent.statements.roots import hash_for
 from agent.trust.records import StewardFile, public_pem
@@ -27,8 +27,6 @@ SITE = SiteID("hospital-a")
 ORIGIN = "http://localhost:8470"
 RP_ID = "localhost"
 BOX = BoxIdentity("c0" * 32, SITE, "box-1")
-
-Act = Challenge | WithdrawalChallenge
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
@@ -116,8 +114,8 @@ def approval_by(steward: Steward, challenge: Challenge, evidence: Evidence | Non
     return Approval(steward=steward.name, evidence=evidence or steward.evidence(challenge), challenge=challenge)
 
 
-def proof_by(steward: Steward, act: WithdrawalChallenge, evidence: Evidence | None = None) -> StewardProof:
-    """A steward's withdrawal."""
+def proof_by(steward: Steward, act: Act, evidence: Evidence | None = None) -> StewardProof:
+    """A steward's proof of any other act."""
     return StewardProof(steward=steward.name, evidence=evidence or steward.evidence(act))
 
 
