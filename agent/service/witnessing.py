@@ -166,7 +166,7 @@ class WitnessDesk:
             return False
         last = self.last()
         if not self._compared or last is None:
-            return is_minute or self._turns < _PATIENCE
+            return is_minute or (self._turns < _PATIENCE and self._fault is None)
         return last.size < self._audit.size or self._now_s() - last.time_s > REFRESH_S
 
 

@@ -8,6 +8,7 @@ with EnrolledConsortium.grow(superlink, directory, rounds=3) as consortium:
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +45,8 @@ class EnrolledConsortium(SecureConsortium):
         *,
         refresh_s: float = 1.0,
         training_s: float = 0.0,
+        sections: str = "",
+        prepare: Callable[[PlayedConsortium, dict[str, RunningHospital]], None] = lambda *_: None,
         **changes: Any,  # noqa: ANN401 - any part of a study
     ) -> Self:
         """Found a consortium, enrol its boxes, publish a study, and prepare its coordinator; the agents run.
@@ -53,6 +56,8 @@ class EnrolledConsortium(SecureConsortium):
             place: Holds all directories.
             refresh_s: How often boxes ask the repository.
             training_s: How long a box trains.
+            sections: Additional sections of every box's configuration, TOML.
+            prepare: Called before the boxes start.
             changes: Replace top-level fields of the study.
         """
         number = next(_NUMBERS)
@@ -61,7 +66,11 @@ class EnrolledConsortium(SecureConsortium):
         authority.__enter__()
         boxes = {
             str(site): RunningHospital.bare(
-                place / site, site=site, preset=authority.repository.root_digest, refresh_s=refresh_s
+                place / site,
+                site=site,
+                preset=authority.repository.root_digest,
+                refresh_s=refresh_s,
+                sections=sections,
             )
             for site in sites
         }
@@ -77,6 +86,7 @@ class EnrolledConsortium(SecureConsortium):
         for box, step, rows in zip(boxes.values(), STEPS, ROWS, strict=True):
             box.step, box.rows = step, rows
         try:
+            prepare(authority, boxes)
             consortium.enrol(training_s=training_s)
             consortium.publish(study, model)
         except BaseException:

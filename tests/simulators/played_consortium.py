@@ -23,6 +23,8 @@ from agent.trust.records import (
     EvidenceTerms,
     NodeFile,
     ServerRecord,
+    StewardFile,
+    WitnessRecord,
     parse_public_pem,
     public_pem,
 )
@@ -59,6 +61,7 @@ class PlayedConsortium(PlayedRegistrar):
         self.superlink_address = "127.0.0.1:9" if superlink is None else superlink.address
         self.desks: dict[SiteID, PlayedSite] = {}
         self.node_ids: dict[str, int] = {}
+        self.witnesses: tuple[WitnessRecord, ...] = ()
         for site in sites:
             self.desks[site] = self.repository.add_site(site, new_signer(self.site_key))
             self.desks[site].sign()
@@ -80,6 +83,7 @@ class PlayedConsortium(PlayedRegistrar):
             registrar_key=public_pem(self.key.public_key()),
             coordinator=public_pem(self.coordinator.public_key()),
             evidence=EvidenceTerms(minimum="none", kinds=tuple(KeyKind)),
+            witnesses=self.witnesses,
         )
 
     def publish_consortium(self) -> None:
@@ -87,6 +91,14 @@ class PlayedConsortium(PlayedRegistrar):
         with self._publishing:
             self.repository.put(self.repository.targets, CONSORTIUM_TARGET, self.consortium.encode())
             self.repository.sign_targets()
+            self.repository.publish()
+
+    def employ(self, steward: StewardFile) -> None:
+        """Have a hospital put a steward's key on record."""
+        desk = self.desks[SiteID(steward.site)]
+        with self._publishing:
+            desk.put(desk.paths.steward(steward.steward), steward.encode())
+            desk.sign()
             self.repository.publish()
 
     def publish_study(self, study_id: str, study: bytes, model: bytes) -> None:
