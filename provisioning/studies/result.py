@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from platform import python_version
@@ -46,7 +47,7 @@ def make_result(directory: CoordinatorDirectory) -> bytes:
     digest = hashlib.sha256(model).hexdigest()
     if (ended["study_digest"], ended["model_digest"]) != (assignment.digest, digest):
         raise _damaged(directory, "its result does not belong to its study and model")
-    check_runs(parse_model(model), model)
+    check_runs(parse_model(model), model, width=assignment.study.data.width)
     counted = _counted(ended)
     study, source = (directory.path / STUDY).read_bytes(), (directory.path / MODEL).read_bytes()
     finished = str(ended["finished"])
@@ -68,22 +69,26 @@ def make_result(directory: CoordinatorDirectory) -> bytes:
     return pack(files | {PROVENANCE: sign_provenance(statement, assignment.protection.key)})
 
 
-def check_runs(model: ModelFile, data: bytes) -> None:
+def check_runs(model: ModelFile, data: bytes, *, width: int) -> None:
     """Check that onnxruntime takes the trained model, and gives numbers.
 
     Args:
         model: As parsed.
         data: The file.
+        width: How many numbers the study's fields give a row, for a model that leaves an axis open.
 
     Raises:
         SoftwareError: It does not.
     """
     import onnxruntime  # noqa: PLC0415 - takes a while, and only a result needs it
 
-    shape = (_TRIED_ROWS, *(size or 1 for size in model.row_shape))
+    known = math.prod(size for size in model.row_shape if size is not None)
+    shape = (_TRIED_ROWS, *(max(width // known, 1) if size is None else size for size in model.row_shape))
+    # Neither zero nor all alike: a model may divide by a row's length or deviation.
+    rows = np.linspace(0.25, 1.0, math.prod(shape), dtype=np.float32).reshape(shape)
     try:
         session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-        outputs = session.run(None, {session.get_inputs()[0].name: np.zeros(shape, dtype=np.float32)})
+        outputs = session.run(None, {session.get_inputs()[0].name: rows})
     except Exception as error:  # onnxruntime has no public base class of its errors
         raise _unusable(str(error).splitlines()[0][:200]) from error
     if not all(np.isfinite(output).all() for output in outputs if output.dtype.kind == "f"):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from typer.testing import CliRunner
 
@@ -17,6 +19,7 @@ from agent.trust.records import public_pem
 from agent.trust.study import parse_study
 from provisioning.authority.ceremony import load_pending
 from provisioning.cli.main import app
+from provisioning.coordinator import progress
 from provisioning.coordinator.directory import CoordinatorDirectory, TrustPlace
 from provisioning.coordinator.progress import Happening, ProgressLog
 from provisioning.registrar.publish import PublishedReader
@@ -218,6 +221,58 @@ def test_launch_from_elsewhere_waits_for_the_end_in_the_superlink_s_words(
     result = CliRunner().invoke(app, ["study", "launch", "--there", "/srv/run", *where])
     assert (result.exit_code, result.output.splitlines()[-1]) == (status, f"It ended: {how}")
     assert "Run 7 is started" in result.output
+
+
+WHERE = ("--address", "link.example.org:9092", "--root-certificate", "root.pem")
+
+
+def follow(monkeypatch: pytest.MonkeyPatch, run: CoordinatorDirectory, events: Callable[[Path], None]) -> Result:
+    """Launch at a SuperLink of which only the run's progress is seen."""
+
+    def start(connection: object, path: Path) -> int:
+        events(run.progress)
+        return 7
+
+    monkeypatch.setattr(launching, "launch_run", start)
+    monkeypatch.setattr(launching, "has_ended", lambda connection, run_id: "failed: no such directory")
+    monkeypatch.setattr(progress, "OVER_INTERVAL_S", 0.0)
+    return CliRunner().invoke(app, ["study", "launch", "--run", str(run.path), *WHERE])
+
+
+def test_launch_tells_why_a_run_paused_and_only_of_this_run(
+    monkeypatch: pytest.MonkeyPatch, run: CoordinatorDirectory
+) -> None:
+    log = ProgressLog(run.progress, SystemClock())
+    log.note(Happening.LOST, site="hospital-a", why="told in an earlier run")
+
+    def events(_: Path) -> None:
+        log.note(Happening.STARTED, round=2)
+        log.note(Happening.PAUSED, code="x.y", sentence="No sum.", next_step="Resume.")
+
+    result = follow(monkeypatch, run, events)
+    assert result.exit_code == 1
+    assert "Begins with round 2 of 3.\nPaused: No sum. Resume." in result.output
+    assert "earlier run" not in result.output
+
+
+def test_launch_of_a_run_that_ended_without_a_word_passes_on_the_superlink_s(
+    monkeypatch: pytest.MonkeyPatch, run: CoordinatorDirectory
+) -> None:
+    error = follow(monkeypatch, run, lambda _: None).exception
+    assert isinstance(error, OperatorError)
+    assert (error.code, "no such directory" in error.sentence) == ("study.run_ended", True)
+
+
+def test_whoever_stops_following_does_not_stop_the_study(
+    monkeypatch: pytest.MonkeyPatch, run: CoordinatorDirectory
+) -> None:
+    def interrupted(*_: object, **__: object) -> Iterable[Mapping[str, object]]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launching, "follow_events", interrupted)
+    result = follow(monkeypatch, run, lambda _: None)
+    assert result.exit_code == 0
+    assert "the study goes on" in result.output
 
 
 @pytest.fixture

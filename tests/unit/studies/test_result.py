@@ -8,17 +8,20 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from google.protobuf import json_format
 from in_toto_attestation.predicates.provenance.v1.provenance_pb2 import Provenance as SLSAProvenance
 from in_toto_attestation.v1.statement import Statement
 from in_toto_attestation.v1.statement_pb2 import Statement as StatementProto
+from onnx import TensorProto, helper, numpy_helper
 
-from agent.core.errors import OperatorError
+from agent.core.errors import OperatorError, SoftwareError
+from agent.trust.model import parse_model
 from provisioning.studies.bundle import CARD, CURVE, LIMITS, METRICS, MODEL, PROVENANCE, unpack, verify_result
 from provisioning.studies.curve import Curve, draw_curves
-from provisioning.studies.result import make_result
+from provisioning.studies.result import check_runs, make_result
 from tests.simulators.played_study import PARAMETERS, SITES, prepare_directory
 from tests.unit.coordinator.test_secure import Federation
 
@@ -120,3 +123,38 @@ def test_no_result_before_the_end_and_none_of_an_unprotected_run(tmp_path: Path)
     with pytest.raises(OperatorError) as caught:
         make_result(prepare_directory(tmp_path / "plain")[0])
     assert caught.value.code == "result.unprotected"
+
+
+def model_of(*nodes: onnx.NodeProto, inputs: int | None) -> bytes:
+    """A model with three weights, after which `nodes` make `score` of `product`."""
+    weights = numpy_helper.from_array(np.ones((3, 1), dtype=np.float32), "weights")
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["rows", "weights"], ["product"]), *nodes],
+        "tried",
+        [helper.make_tensor_value_info("rows", TensorProto.FLOAT, [None, inputs])],
+        [helper.make_tensor_value_info("score", TensorProto.FLOAT, [None, 1])],
+        [weights],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+@pytest.mark.parametrize("inputs", [3, None])
+def test_a_model_is_tried_on_rows_of_the_study_s_width(inputs: int | None) -> None:
+    data = model_of(helper.make_node("Sigmoid", ["product"], ["score"]), inputs=inputs)
+    check_runs(parse_model(data), data, width=3)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        (helper.make_node("Sub", ["product", "product"], ["nil"]), helper.make_node("Div", ["nil", "nil"], ["score"])),
+        (helper.make_node("Concat", ["product", "weights"], ["score"], axis=1),),
+    ],
+    ids=["not a number", "shapes that do not fit"],
+)
+def test_a_model_that_gives_no_numbers_is_no_result(nodes: tuple[onnx.NodeProto, ...]) -> None:
+    data = model_of(*nodes, inputs=3)
+    with pytest.raises(SoftwareError) as caught:
+        check_runs(parse_model(data), data, width=3)
+    assert caught.value.code == "result.model_unusable"
