@@ -442,6 +442,17 @@ def test_approval_file_edited_on_disk(desk: Desk, steward: PasskeySteward, field
     assert "not the one that the log names" in desk.book.given()[0].trouble
 
 
+def test_any_flipped_bit_of_an_approval_on_disk(desk: Desk, steward: PasskeySteward) -> None:
+    desk.approve(steward, MATTER)
+    path = desk.directory / "1.json"
+    data = path.read_bytes()
+    for place in range(0, len(data), 11):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
+        assert not standing(desk), place
+    path.write_bytes(data)
+    assert standing(desk)
+
+
 @pytest.mark.parametrize("data", [b"", b"{}", b"\xff", b"x" * 100_000], ids=["empty", "bare", "no text", "large"])
 def test_approval_file_spoilt_on_disk(desk: Desk, steward: PasskeySteward, data: bytes) -> None:
     desk.approve(steward, MATTER)
