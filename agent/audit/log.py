@@ -332,10 +332,10 @@ def retire(directory: Path) -> str:
 
 def _connect(directory: Path) -> sqlite3.Connection:
     path = directory / LOG_FILE_NAME
+    path.touch(mode=0o600)  # SQLite gives the file beside it the same mode
     database = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
     try:
         _prepare(database)
-        path.chmod(0o600)
         sync_directory(directory)
     except BaseException:
         database.close()

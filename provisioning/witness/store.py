@@ -81,13 +81,13 @@ class WitnessStore:
             )
         with _disk(path):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            database = _connect(path, "rwc")
+            path.touch(mode=0o600)  # SQLite gives the file beside it the same mode
+            database = _connect(path, "rw")
             with database:
                 database.execute("BEGIN IMMEDIATE")
                 database.execute(_SCHEMA)
                 database.execute(f"PRAGMA user_version = {_FORMAT}")
             database.close()
-            path.chmod(0o600)
             sync_directory(directory)
 
     @classmethod

@@ -3,100 +3,30 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from agent.audit.bundle import Voucher, encode_bundle, verify_bundle
-from agent.audit.leaves import AgentStarted, LogOpened, MessageRefused, encode_leaf
-from agent.audit.log import LOG_FILE_NAME, AuditLog, log_origin, retire
+from agent.audit.leaves import AgentStarted, MessageRefused, encode_leaf
+from agent.audit.log import LOG_FILE_NAME, retire
 from agent.audit.note import Checkpoint, cosign, parse_checkpoint, sign_checkpoint
 from agent.audit.tree import leaf_hash, root_of
 from agent.audit.witness import check_witnessed, submit
 from agent.core.errors import HardwareError, OperatorError, PeerProtocolError, SecureHealthError
-from agent.statements.chain import NodeRecord
-from agent.statements.envelope import encode_proof
-from agent.statements.kinds import AuditLogKey
-from agent.statements.roots import KeyKind, RootKey, public_key_bytes
-from tests.simulators.beating_box import BeatingBox, sign
-from tests.simulators.clock import SetClock
+from tests.simulators.audited_box import CLOCK, CONSORTIUM, NOW_S, SITE, AuditedBox
+from tests.simulators.beating_box import BeatingBox
 from tests.simulators.witness import PlayedWitness
-
-CONSORTIUM, SITE = "ab" * 32, "hospital-a"
-CLOCK = SetClock()
-NOW_S = int(CLOCK.wall.timestamp())
-
-
-@dataclass(frozen=True)
-class Box:
-    """A box with a log of seven leaves."""
-
-    identity: BeatingBox
-    key: Ed25519PrivateKey
-    directory: Path
-
-    @classmethod
-    def in_(cls, directory: Path, identity: BeatingBox | None = None) -> Box:
-        box = cls(identity or BeatingBox(CONSORTIUM, SITE), Ed25519PrivateKey.generate(), directory)
-        with box.log() as log:
-            box.fill(log)
-        return box
-
-    def fill(self, log: AuditLog, *, study: str = "study-a") -> None:
-        log.append(self.opened())
-        for round_ in range(6):
-            log.append(MessageRefused(at_s=NOW_S + round_, study=study, rule="not_expired"))
-
-    def opened(self, previous: str = "") -> LogOpened:
-        key = self.key.public_key().public_bytes_raw().hex()
-        return LogOpened(
-            at_s=NOW_S, consortium=CONSORTIUM, site=SITE, node=self.identity.node, key=key, previous=previous
-        )
-
-    @property
-    def origin(self) -> str:
-        return log_origin("consortium-a", SITE, self.identity.node, self.key)
-
-    def log(self) -> AuditLog:
-        return AuditLog.open(self.directory, self.key, self.origin)
-
-    def voucher(self, **changes: object) -> Voucher:
-        fields = {
-            "consortium": CONSORTIUM,
-            "site": SITE,
-            "node": self.identity.node,
-            "log_key": self.key.public_key().public_bytes_raw().hex(),
-            "origin": self.origin,
-            "issued_s": NOW_S,
-        }
-        statement = sign(AuditLogKey.model_validate(fields | changes), self.identity.session)
-        certificate = self.identity.certificate(issued_s=NOW_S - 10, expires_s=NOW_S + 3000)
-        root = RootKey(KeyKind.SOFTWARE, public_key_bytes(self.identity.root.public_key()))
-        record = NodeRecord(SITE, self.identity.node, root)
-        return Voucher(record, encode_proof(certificate), encode_proof(statement))
-
-    def export(self, *witnesses: PlayedWitness) -> bytes:
-        with self.log() as log:
-            return encode_bundle(log, self.voucher(), [witness.key for witness in witnesses], size=log.size)
-
-    def database(self, *statements: str) -> None:
-        """What somebody does who has the disk."""
-        database = sqlite3.connect(self.directory / LOG_FILE_NAME, isolation_level=None)
-        for statement in statements:
-            database.execute(statement)
-        database.close()
 
 
 @pytest.fixture
-def box(tmp_path: Path) -> Box:
-    return Box.in_(tmp_path / "audit")
+def box(tmp_path: Path) -> AuditedBox:
+    return AuditedBox.in_(tmp_path / "audit")
 
 
-def on_disk(box: Box) -> str:
+def on_disk(box: AuditedBox) -> str:
     """The code with which the box refuses its own disk."""
     with pytest.raises(HardwareError) as failure:
         box.log()
@@ -117,7 +47,7 @@ def lines(data: bytes) -> list[bytes]:
 # The disk.
 
 
-def test_a_whole_log_opens_and_verifies(box: Box) -> None:
+def test_a_whole_log_opens_and_verifies(box: AuditedBox) -> None:
     with box.log() as log:
         assert log.size == 7
     verified = verify_bundle(box.export())
@@ -126,19 +56,19 @@ def test_a_whole_log_opens_and_verifies(box: Box) -> None:
     assert verified.record.root.key_id == box.identity.key_id
 
 
-def test_leaf_altered_on_the_disk(box: Box) -> None:
+def test_leaf_altered_on_the_disk(box: AuditedBox) -> None:
     forged = encode_leaf(MessageRefused(at_s=NOW_S, study="study-b", rule="not_expired")).hex()
     box.database(f"UPDATE leaf SET entry = x'{forged}' WHERE id = 3")
     assert on_disk(box) == "audit.disk_altered"
 
 
-def test_leaf_altered_on_the_disk_together_with_its_hash(box: Box) -> None:
+def test_leaf_altered_on_the_disk_together_with_its_hash(box: AuditedBox) -> None:
     forged = encode_leaf(MessageRefused(at_s=NOW_S, study="study-b", rule="not_expired"))
     box.database(f"UPDATE leaf SET entry = x'{forged.hex()}', hash = x'{leaf_hash(forged).hex()}' WHERE id = 3")
     assert on_disk(box) == "audit.disk_altered"
 
 
-def test_leaves_swapped_on_the_disk(box: Box) -> None:
+def test_leaves_swapped_on_the_disk(box: AuditedBox) -> None:
     box.database(
         "UPDATE leaf SET id = 100 WHERE id = 3", "UPDATE leaf SET id = 3 WHERE id = 4",
         "UPDATE leaf SET id = 4 WHERE id = 100",
@@ -146,42 +76,42 @@ def test_leaves_swapped_on_the_disk(box: Box) -> None:
     assert on_disk(box) == "audit.disk_altered"
 
 
-def test_tail_cut_off_the_disk(box: Box) -> None:
+def test_tail_cut_off_the_disk(box: AuditedBox) -> None:
     box.database("DELETE FROM leaf WHERE id > 5")
     assert on_disk(box) == "audit.disk_cut"
 
 
-def test_leaf_taken_from_the_middle_of_the_disk(box: Box) -> None:
+def test_leaf_taken_from_the_middle_of_the_disk(box: AuditedBox) -> None:
     box.database("DELETE FROM leaf WHERE id = 4")
     assert on_disk(box) == "audit.disk_altered"
 
 
-def test_leaf_added_on_the_disk_without_the_key(box: Box) -> None:
+def test_leaf_added_on_the_disk_without_the_key(box: AuditedBox) -> None:
     forged = encode_leaf(AgentStarted(at_s=NOW_S, version="9"))
     box.database(f"INSERT INTO leaf VALUES (8, x'{forged.hex()}', x'{leaf_hash(forged).hex()}')")
     assert on_disk(box) == "audit.disk_altered"
 
 
-def test_checkpoint_of_a_key_of_the_attackers_on_the_disk(box: Box) -> None:
+def test_checkpoint_of_a_key_of_the_attackers_on_the_disk(box: AuditedBox) -> None:
     with box.log() as log:
         forged = sign_checkpoint(log.checkpoint().checkpoint, Ed25519PrivateKey.generate())
     box.database(f"UPDATE head SET note = '{forged.note}'")
     assert on_disk(box) == "audit.disk_foreign"
 
 
-def test_checkpoint_taken_from_the_disk(box: Box) -> None:
+def test_checkpoint_taken_from_the_disk(box: AuditedBox) -> None:
     box.database("DELETE FROM head")
     assert on_disk(box) == "audit.disk_altered"
 
 
-def test_log_of_another_box_on_the_disk(box: Box, tmp_path: Path) -> None:
-    other = Box.in_(tmp_path / "other")
+def test_log_of_another_box_on_the_disk(box: AuditedBox, tmp_path: Path) -> None:
+    other = AuditedBox.in_(tmp_path / "other")
     (other.directory / LOG_FILE_NAME).replace(box.directory / LOG_FILE_NAME)
     assert on_disk(box) == "audit.disk_foreign"
 
 
 @pytest.mark.parametrize("where", [0, 30, 7600])
-def test_bytes_of_the_file_overwritten(box: Box, where: int) -> None:
+def test_bytes_of_the_file_overwritten(box: AuditedBox, where: int) -> None:
     path = box.directory / LOG_FILE_NAME
     data = bytearray(path.read_bytes())
     data[where : where + 600] = bytes(600)
@@ -189,13 +119,13 @@ def test_bytes_of_the_file_overwritten(box: Box, where: int) -> None:
     assert on_disk(box).startswith("audit.disk_")
 
 
-def test_second_process_cannot_open_the_log(box: Box) -> None:
+def test_second_process_cannot_open_the_log(box: AuditedBox) -> None:
     with box.log(), pytest.raises(OperatorError, match="Another process") as failure:
         box.log()
     assert failure.value.code == "audit.in_use"
 
 
-def test_disk_rolled_back_is_seen_by_the_witness(box: Box, tmp_path: Path) -> None:
+def test_disk_rolled_back_is_seen_by_the_witness(box: AuditedBox, tmp_path: Path) -> None:
     before = (box.directory / LOG_FILE_NAME).read_bytes()
     with PlayedWitness.beside(tmp_path / "witness", CLOCK) as witness:
         with box.log() as log:
@@ -208,7 +138,7 @@ def test_disk_rolled_back_is_seen_by_the_witness(box: Box, tmp_path: Path) -> No
     assert failure.value.code == "audit.rolled_back"
 
 
-def test_disk_rolled_back_and_grown_again_is_seen_by_the_witness(box: Box, tmp_path: Path) -> None:
+def test_disk_rolled_back_and_grown_again_is_seen_by_the_witness(box: AuditedBox, tmp_path: Path) -> None:
     before = (box.directory / LOG_FILE_NAME).read_bytes()
     with PlayedWitness.beside(tmp_path / "witness", CLOCK) as witness:
         with box.log() as log:
@@ -227,11 +157,11 @@ def test_disk_rolled_back_and_grown_again_is_seen_by_the_witness(box: Box, tmp_p
                 assert unwitnessed.value.code == "audit.not_witnessed"
 
 
-def test_old_log_is_put_aside_and_begins_the_new_one(box: Box) -> None:
+def test_old_log_is_put_aside_and_begins_the_new_one(box: AuditedBox) -> None:
     with box.log() as log:
         last = log.checkpoint().note
     assert retire(box.directory) == last
-    anew = Box(box.identity, Ed25519PrivateKey.generate(), box.directory)
+    anew = AuditedBox(box.identity, Ed25519PrivateKey.generate(), box.directory)
     with anew.log() as log:
         log.append(anew.opened(previous=last))
         assert log.leaf(0) == anew.opened(previous=last)
@@ -241,42 +171,42 @@ def test_old_log_is_put_aside_and_begins_the_new_one(box: Box) -> None:
 # The export.
 
 
-def test_leaf_altered_in_the_export(box: Box) -> None:
+def test_leaf_altered_in_the_export(box: AuditedBox) -> None:
     parts = lines(box.export())
     parts[3] = parts[3].replace(b"study-a", b"study-b")
     assert exported(b"".join(parts)) == "audit.leaf_altered"
 
 
-def test_leaf_left_out_of_the_export(box: Box) -> None:
+def test_leaf_left_out_of_the_export(box: AuditedBox) -> None:
     parts = lines(box.export())
     del parts[3]
     assert exported(b"".join(parts)) == "audit.leaf_missing"
 
 
-def test_leaf_put_into_the_export(box: Box) -> None:
+def test_leaf_put_into_the_export(box: AuditedBox) -> None:
     parts = lines(box.export())
     parts.insert(3, encode_leaf(AgentStarted(at_s=NOW_S, version="9")) + b"\n")
     assert exported(b"".join(parts)) == "audit.leaf_added"
 
 
-def test_leaves_swapped_in_the_export(box: Box) -> None:
+def test_leaves_swapped_in_the_export(box: AuditedBox) -> None:
     parts = lines(box.export())
     parts[3], parts[4] = parts[4], parts[3]
     assert exported(b"".join(parts)) == "audit.leaf_order"
 
 
-def test_tail_cut_off_the_export(box: Box) -> None:
+def test_tail_cut_off_the_export(box: AuditedBox) -> None:
     assert exported(b"".join(lines(box.export())[:-2])) == "audit.tail_cut"
 
 
-def test_leaf_altered_together_with_the_list_of_hashes(box: Box) -> None:
+def test_leaf_altered_together_with_the_list_of_hashes(box: AuditedBox) -> None:
     parts = lines(box.export())
     parts[3] = parts[3].replace(b"study-a", b"study-b")
     header = json.loads(parts[0]) | {"hashes": ""}
     assert exported(json.dumps(header).encode() + b"\n" + b"".join(parts[1:])) == "audit.other_root"
 
 
-def test_tail_cut_off_together_with_an_older_checkpoint(box: Box, tmp_path: Path) -> None:
+def test_tail_cut_off_together_with_an_older_checkpoint(box: AuditedBox, tmp_path: Path) -> None:
     with PlayedWitness.beside(tmp_path / "witness", CLOCK) as witness:
         with box.log() as log:
             witness.know(log)
@@ -288,7 +218,7 @@ def test_tail_cut_off_together_with_an_older_checkpoint(box: Box, tmp_path: Path
         assert exported(cut, earlier=kept) == "audit.tail_cut"
 
 
-def test_checkpoint_of_another_key_in_the_export(box: Box) -> None:
+def test_checkpoint_of_another_key_in_the_export(box: AuditedBox) -> None:
     parts = lines(box.export())
     header = json.loads(parts[0])
     checkpoint = parse_checkpoint(header["checkpoint"].encode()).checkpoint
@@ -296,16 +226,16 @@ def test_checkpoint_of_another_key_in_the_export(box: Box) -> None:
     assert exported(json.dumps(header).encode() + b"\n" + b"".join(parts[1:])) == "audit.foreign_key"
 
 
-def test_checkpoint_altered_in_the_export(box: Box) -> None:
+def test_checkpoint_altered_in_the_export(box: AuditedBox) -> None:
     parts = lines(box.export()[:-1])
     header = json.loads(parts[0])
     header["checkpoint"] = header["checkpoint"].replace("\n7\n", "\n6\n")
     assert exported(json.dumps(header).encode() + b"\n" + b"".join(parts[1:-1])) == "audit.bad_signature"
 
 
-def forged_voucher(box: Box) -> list[Voucher]:
+def forged_voucher(box: AuditedBox) -> list[Voucher]:
     neighbour = BeatingBox(CONSORTIUM, SITE)
-    own, other = box.voucher(), Box(neighbour, box.key, box.directory).voucher()
+    own, other = box.voucher(), AuditedBox(neighbour, box.key, box.directory).voucher()
     return [
         Voucher(own.record, own.certificate, other.statement),
         Voucher(own.record, other.certificate, other.statement),
@@ -323,29 +253,29 @@ def forged_voucher(box: Box) -> list[Voucher]:
         (3, "statements.not_accepted"),
     ],
 )
-def test_log_key_that_the_box_has_not_vouched_for(box: Box, which: int, code: str) -> None:
+def test_log_key_that_the_box_has_not_vouched_for(box: AuditedBox, which: int, code: str) -> None:
     with box.log() as log:
         data = encode_bundle(log, forged_voucher(box)[which], [], size=log.size)
     assert exported(data) == code
 
 
-def test_log_without_its_first_leaf_verifies_nowhere(box: Box, tmp_path: Path) -> None:
-    headless = Box(box.identity, box.key, tmp_path / "headless")
+def test_log_without_its_first_leaf_verifies_nowhere(box: AuditedBox, tmp_path: Path) -> None:
+    headless = AuditedBox(box.identity, box.key, tmp_path / "headless")
     with headless.log() as log:
         log.append(AgentStarted(at_s=NOW_S, version="1"))
         data = encode_bundle(log, headless.voucher(), [], size=1)
     assert exported(data) == "audit.bad_opening"
 
 
-def test_split_view_shows_when_a_kept_checkpoint_is_held_against_the_export(box: Box, tmp_path: Path) -> None:
-    other = Box(box.identity, box.key, tmp_path / "second history")
+def test_split_view_shows_when_a_kept_checkpoint_is_held_against_the_export(box: AuditedBox, tmp_path: Path) -> None:
+    other = AuditedBox(box.identity, box.key, tmp_path / "second history")
     with other.log() as log:
         other.fill(log, study="study-b")
         shown = log.checkpoint()
     assert exported(box.export(), earlier=shown) == "audit.split_view"
 
 
-def test_forged_cosignature_in_the_export(box: Box, tmp_path: Path) -> None:
+def test_forged_cosignature_in_the_export(box: AuditedBox, tmp_path: Path) -> None:
     with PlayedWitness.beside(tmp_path / "witness", CLOCK) as witness:
         with box.log() as log:
             head = log.checkpoint()
@@ -358,8 +288,8 @@ def test_forged_cosignature_in_the_export(box: Box, tmp_path: Path) -> None:
         assert exported(forged, witnesses=[witness.key]) == "audit.bad_cosignature"
 
 
-def test_cosignature_of_a_history_that_was_never_in_the_export(box: Box, tmp_path: Path) -> None:
-    other = Box(box.identity, box.key, tmp_path / "second history")
+def test_cosignature_of_a_history_that_was_never_in_the_export(box: AuditedBox, tmp_path: Path) -> None:
+    other = AuditedBox(box.identity, box.key, tmp_path / "second history")
     with PlayedWitness.beside(tmp_path / "witness", CLOCK) as witness:
         with other.log() as log:
             other.fill(log, study="study-b")
@@ -382,11 +312,11 @@ def test_cosignature_of_a_history_that_was_never_in_the_export(box: Box, tmp_pat
         lambda data: data.replace(b'"node":{', b'"more":1,"node":{', 1),
     ],
 )
-def test_garbage_is_no_export(box: Box, spoil: Callable[[bytes], bytes]) -> None:
+def test_garbage_is_no_export(box: AuditedBox, spoil: Callable[[bytes], bytes]) -> None:
     assert exported(spoil(box.export())) == "audit.bad_export"
 
 
-def test_a_leaf_written_otherwise_is_no_leaf(box: Box, tmp_path: Path) -> None:
+def test_a_leaf_written_otherwise_is_no_leaf(box: AuditedBox, tmp_path: Path) -> None:
     """The tree alone would take any bytes that its key signs; the reader takes canonical ones."""
     odd = b'{"version": "1", "kind": "agent-started", "at_s": 1}'
     first = encode_leaf(box.opened())
@@ -400,7 +330,7 @@ def test_secrets_and_values_have_no_place_in_a_leaf() -> None:
         AgentStarted.model_validate({"at_s": 1, "version": "1", "rows": 17})
 
 
-def test_every_refusal_says_what_to_do(box: Box) -> None:
+def test_every_refusal_says_what_to_do(box: AuditedBox) -> None:
     with pytest.raises(SecureHealthError) as failure:
         verify_bundle(b"".join(lines(box.export())[:-2]))
     assert failure.value.next_step

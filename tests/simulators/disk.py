@@ -98,7 +98,7 @@ class LossyDisk:
         elif kind == "dir":
             self._rebuild(value, now, after, dice)
         else:
-            after.write_bytes(_mixed(self._contents.get(value, b""), now.read_bytes() if now else None, dice))
+            after.write_bytes(mixed(self._contents.get(value, b""), now.read_bytes() if now else None, dice))
 
 
 def _listing(directory: Path) -> dict[str, Entry]:
@@ -111,12 +111,13 @@ def _entry(path: Path) -> Entry:
     return "dir" if path.is_dir() else "file", path.stat().st_ino
 
 
-def _mixed(old: bytes, new: bytes | None, dice: random.Random) -> bytes:
+def mixed(old: bytes, new: bytes | None, dice: random.Random, *, block_bytes: int = _BLOCK_BYTES) -> bytes:
+    """A file of which each block is the old one or the new one, as the dice say."""
     if new is None or new == old:
         return old
     length = dice.choice((len(old), len(new)))
     mixed = b"".join(
-        dice.choice((old, new))[start : start + _BLOCK_BYTES].ljust(_BLOCK_BYTES, b"\0")
-        for start in range(0, length, _BLOCK_BYTES)
+        dice.choice((old, new))[start : start + block_bytes].ljust(block_bytes, b"\0")
+        for start in range(0, length, block_bytes)
     )
     return mixed[:length]
