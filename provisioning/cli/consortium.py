@@ -15,6 +15,7 @@ from agent.core.clock import SystemClock
 from agent.core.errors import OperatorError, SecureHealthError
 from agent.core.validation import explain_invalid
 from agent.trust.fingerprint import consortium_words
+from agent.trust.records import WitnessRecord, parse_record
 from agent.trust.snapshot import Environment
 from provisioning.authority.ceremony import add_signatures, load_pending, unchanged
 from provisioning.authority.consortium import Founding, FoundingPlan
@@ -24,6 +25,7 @@ from provisioning.authority.repository import RepositoryFiles, RepositoryState
 from provisioning.authority.roles import OFFLINE
 from provisioning.authority.site import LocalSource, SiteDesk
 from provisioning.authority.superlink import SuperLinkConnection
+from provisioning.authority.witnesses import name_witness
 from provisioning.cli.ceremony import (
     DirectoryOption,
     KeysOption,
@@ -168,6 +170,20 @@ def renew(
         ceremony = authority.ceremony
         pending = ceremony.rotate_root({}) if role == Root.type else ceremony.change(role, unchanged)
         tell_outcome(authority, pending, f"{role} is renewed.")
+
+
+@app.command()
+def witness(
+    file: Annotated[Path, typer.Argument(help="The witness's record, witness.json, as `witness init` made it.")],
+    directory: DirectoryOption,
+    key: KeysOption = None,
+    passphrase_file: PassphraseFile = None,
+) -> None:
+    """Name a witness of the boxes' audit logs; from then on nothing leaves a box that it has not seen lately."""
+    record = parse_record(WitnessRecord, read_file(file))
+    with asked_authority(directory, passphrase_file, key) as authority:
+        pending = name_witness(authority.ceremony, RepositoryFiles(authority.layout.repository), record)
+        tell_outcome(authority, pending, f"{record.name} is named; every box submits its log there from now on.")
 
 
 def _plan(**fields: object) -> FoundingPlan:

@@ -368,3 +368,21 @@ def test_hospital_makes_its_key_and_shows_its_public_half(operator: Operator) ->
     operator.call("site", "add", A, "-d", operator.directory, "--public-key", operator.home / "hospital.pub")
     (listed,) = LocalSource(RepositoryFiles(operator.directory / "repository")).keys(SiteID(A))
     assert public_pem(elliptic_key(listed)) == pem
+
+
+def test_a_witness_is_named_in_the_consortiums_record(operator: Operator, tmp_path: Path) -> None:
+    operator.found()
+    first = operator.directory / "repository" / "1.root.json"
+    address = operator.read().consortium.registrar.address
+    said = ["--root", first, "--registrar", address, "--directory", tmp_path / "witness", "--name", "witness.example/1"]
+    (tmp_path / "passphrase").write_text("a passphrase of a witness", encoding="utf-8")
+    operator.call(
+        "witness", "init", *said, "--address", "witness.example:9443", "--passphrase-file", tmp_path / "passphrase"
+    )
+    record = tmp_path / "witness" / "witness.json"
+    operator.call("consortium", "witness", record, "-d", operator.directory)
+    (named,) = operator.read().consortium.witnesses
+    assert named.encode() == record.read_bytes()
+    record.write_text(record.read_text(encoding="utf-8").replace("witness.example:9443", address), encoding="utf-8")
+    with pytest.raises(OperatorError, match="cannot witness"):
+        operator.call("consortium", "witness", record, "-d", operator.directory)
