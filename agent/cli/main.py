@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from agent.cli import data, key, study, update
+from agent.cli import audit, data, key, study, update
 from agent.cli.console import console
 from agent.cli.doctor import doctor
 from agent.cli.enrol import accept_keys, enrol, re_enrol, unenrol
@@ -22,6 +22,7 @@ app.command()(enrol)
 app.command("re-enrol")(re_enrol)
 app.command()(unenrol)
 app.command("accept-keys")(accept_keys)
+app.add_typer(audit.app)
 app.add_typer(data.app)
 app.add_typer(key.app)
 app.add_typer(study.app)
