@@ -26,6 +26,7 @@ from tests.simulators.superlink import RunningSuperLink
 
 WITH_READER, ENROLLED = "reader", "enrolled"
 SITE = SiteID("hospital-guest")
+NEIGHBOURS = (SiteID("hospital-north"), SiteID("hospital-south"))
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +95,7 @@ def consortium(
     roots = [path.read_bytes() for path in machine.tpm_roots]
     stores = (build_store(EvidenceClass.TEST, roots),)
     place = tmp_path_factory.mktemp("consortium")
-    with PlayedConsortium(place, superlink, sites=(SITE,), stores=stores) as played:
+    with PlayedConsortium(place, superlink, sites=(SITE, *NEIGHBOURS), stores=stores) as played:
         yield played
 
 
