@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp
 
 from agent.console.acts import act_routes, door_routes, key_routes
-from agent.console.asked import Asked, AskedRequest, SessionGate
+from agent.console.asked import SESSION, Asked, AskedRequest, SessionGate
 from agent.console.guard import Guard
 from agent.console.pages import Pages, failure_json
 from agent.console.passkeys import PasskeyDesk
@@ -73,6 +73,8 @@ def _handle_failures(app: FastAPI, pages: Pages) -> None:
         return say(request, error)
 
     async def lost(request: Request, _: Exception) -> Response:
+        if SESSION not in request.scope:  # beside the assets
+            return Response(status_code=HTTPStatus.NOT_FOUND)
         return say(request, no_such_page())
 
     async def at_the_door(request: Request, _: Exception) -> Response:
@@ -97,7 +99,7 @@ def _from_script(request: Request) -> bool:
 
 def _stranded(request: Request) -> Asked:
     """The reader of a failure's page, whose form was perhaps never read."""
-    session: Session = request.scope["seh_session"]
+    session: Session = request.scope[SESSION]
     language = session.language or preferred(request.headers.get("accept-language", ""))
     return Asked(session, language, request.url.path)
 

@@ -18,6 +18,8 @@ from agent.console.words import LANGUAGES, preferred
 from agent.core.config import ConsoleSection
 from agent.core.errors import OperatorError
 
+SESSION: Final = "seh_session"
+"""Where a request's scope has its session."""
 MAX_FIELDS: Final = 16
 MAX_COOKIE: Final = 4096
 _OWN_PAGE: Final = re.compile(r"/(?!/)[a-z0-9/-]{0,200}")
@@ -55,7 +57,7 @@ class SessionGate:
                 message["headers"] = [*message.get("headers", ()), (b"set-cookie", cookie.encode())]
             await send(message)
 
-        await self._app({**scope, "seh_session": session}, receive, with_cookie)
+        await self._app({**scope, SESSION: session}, receive, with_cookie)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ async def read_asked(request: Request) -> Asked:
         OperatorError: It changes something, and does not come from a page of this session (`console.stale_page`), or
             cannot be read (`console.bad_form`).
     """
-    session: Session = request.scope["seh_session"]
+    session: Session = request.scope[SESSION]
     language = session.language or preferred(request.headers.get("accept-language", ""))
     path = request.url.path
     if request.method in {"GET", "HEAD"}:

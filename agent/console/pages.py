@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from http import HTTPStatus
 from pathlib import Path
 from types import MappingProxyType
@@ -84,6 +85,7 @@ def status_of(error: SecureHealthError) -> HTTPStatus:
     return _STATUS.get(error.code, _STATUS_FOR_FAULT[error.fault])
 
 
+@cache
 def _environment(language: str) -> Environment:
     environment = Environment(
         loader=FileSystemLoader(PAGES),

@@ -281,6 +281,8 @@ class PlayedBox:
         return (*known, *(_steward_view(each, endorsed=False) for each in self.offered))
 
     def begin_approval(self, study: str, steward: str) -> ChallengeView:
+        if self.study(study).line.state == "not-permitted":
+            raise OperatorError("permit.purpose", "This site serves no such study.", next_step="Refuse it.")
         matter = self._matter(study)
         challenge = self.book.request(matter, not_after_s=self.now_s + APPROVAL_S)
         return self._challenge(challenge.digest, challenge.payload(), steward)
