@@ -31,7 +31,7 @@ class RoundResult:
 
     Args:
         update: Parameters after local training minus those received, shape (m,), finite; shape (0,) without training.
-        weight: Local training rows, capped as the study says.
+        weight: Local training rows, capped as the study says; the cap itself where the study protects each row.
         metrics: Values by the names of the study's metric layout (`clipped` is the masking's to count).
     """
 
@@ -183,7 +183,9 @@ class TrainingWorker:
             metrics = self._parse_values(reply, layout)
             training = request["command"] == "train"
             update = self._process.copy_vector() if training else np.zeros(0, dtype=np.float32)
-        weight = min(self.report.train_rows, self.study.secagg.weight_cap)
+        weight = self.study.secagg.weight_cap
+        if self.study.plan.record_privacy is None:
+            weight = min(self.report.train_rows, weight)
         return RoundResult(update, weight, MappingProxyType(metrics))
 
     def _plain(self, moments: Mapping[str, Moments] | None) -> dict[str, list[float]] | None:

@@ -7,8 +7,9 @@ layers there are.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +66,7 @@ class TorchGraph:
         self.gradient: Tensor = torch.zeros_like(self.vector)
         self.trainable = self._trainable(model.slots)
         self.parameters: dict[str, Tensor] = {}
+        self._slots = tuple(model.slots)
         for slot in model.slots:
             self._bind(slot)
         self._constants = self._load_constants(graph)
@@ -84,13 +86,21 @@ class TorchGraph:
         for step in self._steps:
             step.call.training = training
 
-    def run(self, rows: Tensor) -> Tensor:
+    def views(self, vector: Tensor) -> dict[str, Tensor]:
+        """Parameters by name, as views of a vector like `self.vector`."""
+        return {slot.name: vector[slot.range].view(slot.shape) for slot in self._slots}
+
+    def run(self, rows: Tensor, parameters: Mapping[str, Tensor] = MappingProxyType({})) -> Tensor:
         """Compute the output for `rows`, shape (rows, ...) as the model's input.
+
+        Args:
+            rows: The rows.
+            parameters: By name; those absent are the graph's own.
 
         Raises:
             OperatorError: The model cannot be computed for rows of this form.
         """
-        values: dict[str, Tensor] = {self.input: rows}
+        values: dict[str, Tensor] = {self.input: rows, **parameters}
         for step in self._steps:
             self._compute(step, values)
             for name in step.finished:

@@ -21,6 +21,7 @@ from agent.training.channel import Message, receive_message, send_message
 from agent.trust.metrics import moments_layout, training_layout
 from agent.trust.model import FloatVector, ModelFile, verify_model
 from agent.trust.study import Study, parse_study
+from agent.trust.terms import record_terms
 
 if TYPE_CHECKING:
     from agent.training.trainer import Batch
@@ -80,7 +81,8 @@ class _Session:
         self._study = study
         self._table = table
         self._vector = vector
-        self._trainer = Trainer(model, study.plan, device=self.device)
+        self._private = study.plan.record_privacy is not None
+        self._trainer = Trainer(model, study.plan, device=self.device, record=record_terms(study))
         self._trainer.rehearse(study.data.width)
         self._parts: tuple[Batch, Batch] | None = None
         self._moments: object = None
@@ -96,6 +98,8 @@ class _Session:
         limit = self._study.secagg.weight_cap
         if message["command"] == "moments":
             return self._reply(self._table.sums(limit), training=False)
+        if self._private:
+            return self._do_privately(message)
         train, held_out = self._rows(message.get("moments"))
         parameters = self._vector.copy()
         metrics = self._trainer.score(parameters, held_out, limit=limit)
@@ -103,6 +107,13 @@ class _Session:
             round_number = cast("int", message["round"])
             self._vector[:] = self._trainer.train(parameters, train, round_number=round_number)
         return self._reply({**metrics, "trained": float(min(len(train), limit))}, training=True)
+
+    def _do_privately(self, message: Message) -> Message:
+        """Train on all rows under noise; counts and scores would tell of single rows, so none are made."""
+        if message["command"] == "train":
+            rows = _together(self._rows(None))
+            self._vector[:] = self._trainer.train(self._vector.copy(), rows, round_number=cast("int", message["round"]))
+        return self._reply({}, training=True)
 
     def _rows(self, moments: object) -> tuple[Batch, Batch]:
         """The rows as the model takes them; kept until other moments come."""
@@ -120,6 +131,14 @@ class _Session:
     def _reply(self, values: Mapping[str, float], *, training: bool) -> Message:
         layout = training_layout(self._study) if training else moments_layout(self._study)
         return {"values": [values.get(word.name, 0.0) for word in layout.words]}
+
+
+def _together(parts: tuple[Batch, Batch]) -> Batch:
+    """All rows: which are held out depends on all labels, and so on every single one."""
+    import torch  # noqa: PLC0415 - as above
+
+    train, held_out = parts
+    return type(train)(torch.cat((train.inputs, held_out.inputs)), torch.cat((train.targets, held_out.targets)))
 
 
 def _load_model(study: Study, descriptor: int) -> ModelFile:

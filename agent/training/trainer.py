@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,10 +13,12 @@ import torch
 
 from agent.core.errors import OperatorError
 from agent.data.quality import DeclinedError
+from agent.secagg.terms import RecordTerms
 from agent.training.graph import TorchGraph
 from agent.training.head import Head, find_head
 from agent.training.operators import Tensor
 from agent.training.optimiser import Optimiser
+from agent.training.privacy import PrivateSteps, RowGradients, RowLoss, SecretDice, check_rows_apart
 from agent.trust.metrics import LOSS_CAP
 from agent.trust.model import FloatVector, ModelFile
 from agent.trust.study import TrainingPlan
@@ -47,18 +50,29 @@ class Batch:
 class Trainer:
     """A model, its plan, and the torch module that both become."""
 
-    def __init__(self, model: ModelFile, plan: TrainingPlan, *, device: str = "cpu") -> None:
+    def __init__(
+        self, model: ModelFile, plan: TrainingPlan, *, device: str = "cpu", record: RecordTerms | None = None
+    ) -> None:
         """Prepare.
 
         Args:
             model: The checked model file.
             plan: How to train.
             device: `cpu` or `cuda`.
+            record: Noise that protects each row, if the plan asks for it.
+
+        Raises:
+            OperatorError: The model's rows cannot be kept apart, and the plan protects each.
         """
         self._plan = plan
+        self._record = record
         self._head: Head = find_head(model.graph)
         self.graph = TorchGraph(model, device=device, bypass=self._head.bypass)
         self._row_shape = model.row_shape
+        self._by_row: RowGradients | None = None
+        if record is not None:
+            check_rows_apart(self.graph.trainable is not None)
+            self._by_row = RowGradients(self._row_loss(), len(self.graph.vector), self.graph.device)
 
     def batch(self, inputs: npt.NDArray[np.float32], targets: npt.NDArray[np.float32]) -> Batch:
         """Bring a table's rows, shape (rows, width), into the model's form and onto its device.
@@ -80,6 +94,8 @@ class Trainer:
         self.graph.set_training(False)
         with torch.no_grad():
             self._losses(self.graph.run(zeros.inputs), zeros.targets)
+        if self._by_row is not None:
+            self._by_row.rehearse(self.graph.vector, _packed(zeros))
 
     def train(self, parameters: FloatVector, rows: Batch, *, round_number: int) -> FloatVector:
         """Train for one round.
@@ -98,10 +114,13 @@ class Trainer:
         seed = round_seed(self._plan.seed, round_number)
         torch.manual_seed(seed)
         self.graph.load(parameters)
-        self.graph.set_training(True)
         optimiser = Optimiser(self._plan, self.graph.vector, self.graph.trainable)
-        for chosen in self._batches(len(rows), torch.Generator().manual_seed(seed)):
-            self._step(optimiser, rows.take(chosen.to(self.graph.device)))
+        if self._by_row is not None and self._record is not None:
+            self._train_privately(optimiser, rows, self._by_row, self._record)
+        else:
+            self.graph.set_training(True)
+            for chosen in self._batches(len(rows), torch.Generator().manual_seed(seed)):
+                self._step(optimiser, rows.take(chosen.to(self.graph.device)))
         update: FloatVector = self.graph.vector.cpu().numpy() - parameters
         if not np.isfinite(update).all():
             raise DeclinedError(
@@ -136,6 +155,28 @@ class Trainer:
             counts = np.bincount(bin_of_row[of_class], minlength=bins)
             words.update({f"{name}_{number}": float(count) for number, count in enumerate(counts)})
         return {name: value * share for name, value in words.items()}
+
+    def _train_privately(self, optimiser: Optimiser, rows: Batch, by_row: RowGradients, record: RecordTerms) -> None:
+        """Take the study's steps under noise; dropout is left out, as its dice are the study's and known to all."""
+        if self._plan.record_privacy is None:
+            raise AssertionError("a plan without record privacy has no such terms")
+        self.graph.set_training(False)
+        dice = SecretDice(secrets.token_bytes(32))
+        steps = PrivateSteps(by_row, record, self._plan.record_privacy.max_gradient_norm, dice)
+        packed = _packed(rows)
+        with torch.no_grad():
+            for _ in range(record.steps):
+                optimiser.step(steps.gradient(self.graph.vector, packed))
+
+    def _row_loss(self) -> RowLoss:
+        """The loss of one packed row, as a function of the parameters."""
+
+        def loss(parameters: Tensor, rows: Tensor) -> Tensor:
+            shape = _shape_of_rows(self._row_shape, rows.shape[1] - 1)
+            output = self.graph.run(rows[:, :-1].reshape(len(rows), *shape), self.graph.views(parameters))
+            return self._losses(output, rows[:, -1])
+
+        return loss
 
     def _step(self, optimiser: Optimiser, batch: Batch) -> None:
         self.graph.gradient.zero_()
@@ -204,6 +245,11 @@ def choose_device(wanted: str) -> str:
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
     return "cuda"
+
+
+def _packed(rows: Batch) -> Tensor:
+    """Each row's inputs and its target side by side, shape (rows, values + 1)."""
+    return torch.cat((rows.inputs.reshape(len(rows), -1), rows.targets.reshape(-1, 1).to(torch.float32)), dim=1)
 
 
 def _shape_of_rows(row_shape: tuple[int | None, ...], width: int) -> tuple[int, ...]:

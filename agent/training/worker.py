@@ -33,6 +33,8 @@ def main(arguments: list[str]) -> int:
         return 1
     threading.Thread(target=_end_with_channel, args=(channel,), daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = str(start["threads"])  # read when the libraries are loaded
+    # Gradients by row load torch's compiler, which wants a directory, and which nothing here ever uses.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = sys.prefix
     model_fd, vector_fd = model_fds or (-1, -1)
     # Only now: these read foreign bytes, and load what can be led astray by them.
     from agent.training.session import serve  # noqa: PLC0415 (see above)
