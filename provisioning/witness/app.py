@@ -124,7 +124,7 @@ def witness_app(witness: Witness, clock: Clock) -> ASGIApp:
         except SecureHealthError as error:
             log.error("checkpoint_failed", error=error)  # noqa: TRY400 - it says where it is from
             answer = Answer(HTTPStatus.SERVICE_UNAVAILABLE, f"{error.sentence}\n")
-        return Response(answer.body, answer.status, media_type=answer.media_type)
+        return Response(answer.body, answer.status, {"content-type": answer.media_type})
 
     @app.post(REGISTER)
     async def register(request: Request) -> Response:

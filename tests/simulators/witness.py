@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
 import ssl
 import subprocess
 import sys
@@ -154,9 +155,15 @@ class RunningWitness:
             passphrase=PASSPHRASE,
             now=SystemClock().now(),
         )
+        return cls.over(directory, record)
+
+    @classmethod
+    def over(cls, directory: Path, record: WitnessRecord) -> Self:
+        """One that is made already, with `PASSPHRASE`; its port listens on loopback alone."""
         (directory / "passphrase").write_text(PASSPHRASE, encoding="utf-8")
         settings = directory / SETTINGS_NAME
-        settings.write_text(f'passphrase_file = "passphrase"\n{settings.read_text()}', encoding="utf-8")
+        text = settings.read_text(encoding="utf-8").replace("0.0.0.0", "127.0.0.1")
+        settings.write_text(f'passphrase_file = "passphrase"\n{text}', encoding="utf-8")
         return cls(directory, record)
 
     @property
@@ -186,20 +193,24 @@ class RunningWitness:
         self._client = httpx.Client(base_url=f"https://{self.record.address}", verify=trust, timeout=10)
         wait_until(self._answers, limit_s=30, what="the witness")
 
-    def stop(self) -> None:
-        """End it in order."""
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """End it, in order or not."""
         if self._client is not None:
             self._client.close()
         if self._process is not None:
-            self._process.terminate()
+            self._process.send_signal(how)
             self._process.wait(timeout=20)
         self._client = self._process = None
 
     def post(self, path: str, body: bytes) -> tuple[int, bytes]:
         """Over HTTPS."""
-        assert self._client is not None
-        response = self._client.post(path, content=body)
+        response = self.ask(path, body)
         return response.status_code, response.content
+
+    def ask(self, path: str, body: bytes) -> httpx.Response:
+        """The same, with all of the answer."""
+        assert self._client is not None
+        return self._client.post(path, content=body)
 
     def _answers(self) -> bool:
         assert self._process is not None
