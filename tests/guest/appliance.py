@@ -96,6 +96,16 @@ class Appliance:
             assert time.monotonic() - begin < limit_s, f"{wanted}: {status}\n{self.journal()}"
             time.sleep(1)
 
+    def wait_until_settled(self) -> None:
+        """Until nothing is asked of the slot tool any more, no release is on trial, and the chosen one has joined."""
+        self.guest.wait_for(
+            f"test ! -e {INCOMING}/ready && ! systemctl is-active seh-install.service | grep -q activ",
+            limit_s=TRIAL_LIMIT_S,
+        )
+        self.wait_for_slots(phase="steady")
+        joined = f'grep -q \'"superlink": *true\' {HEALTH} && grep -q \'"version": *"{self.version}"\' {HEALTH}'
+        self.guest.wait_for(joined, limit_s=READY_LIMIT_S)
+
     def slots(self) -> dict[str, Any]:
         """What `seh-slot status` says."""
         status: dict[str, Any] = json.loads(self.guest.run(f"{SLOT_TOOL} status"))
