@@ -51,7 +51,6 @@ class _Part(BaseModel):
 class _FIDO2(_Part):
     rp_id: str
     user_verified: bool
-    last_count: int
 
 
 class _Node(_Part):
@@ -66,7 +65,7 @@ class _Node(_Part):
 
     @property
     def record(self) -> NodeRecord:
-        terms = FIDO2Terms(self.fido2.rp_id, self.fido2.user_verified, self.fido2.last_count) if self.fido2 else None
+        terms = FIDO2Terms(self.fido2.rp_id, self.fido2.user_verified) if self.fido2 else None
         evidence = EvidenceClass[self.evidence.upper()]
         return NodeRecord(
             self.site, self.node, RootKey(KeyKind(self.kind), bytes.fromhex(self.public_key), evidence, terms)
@@ -139,9 +138,7 @@ def encode_bundle(log: AuditLog, voucher: Voucher, witnesses: Iterable[NoteKey],
             kind=root.kind.value,
             evidence=root.evidence.name.lower(),  # type: ignore[arg-type]  # its names are those
             public_key=root.public_key.hex(),
-            fido2=_FIDO2(rp_id=terms.rp_id, user_verified=terms.user_verified, last_count=terms.last_count)
-            if terms
-            else None,
+            fido2=_FIDO2(rp_id=terms.rp_id, user_verified=terms.user_verified) if terms else None,
         ),
         certificate=voucher.certificate.decode(),
         statement=voucher.statement.decode(),

@@ -81,7 +81,7 @@ class FreshSource:
             self._asked_s = now_s
             try:
                 return self._repository.refresh()
-            except NetworkError as error:
+            except (NetworkError, PeerProtocolError) as error:
                 log.warning("trust_not_refreshed", error=error)
                 return self._repository.load()
 
@@ -103,9 +103,8 @@ def opened_witness(settings: WitnessSettings, key: Ed25519PrivateKey, clock: Clo
         closing(BoundedFetcher(clock)) as fetcher,
         TrustRepository(settings.trust, settings.repository, fetcher, clock) as repository,
     ):
-        source = FreshSource(repository, clock)
-        source.current()
-        yield Witness(store, settings.name, key, source, clock)
+        # The repository is asked when a box comes; logs that are known are cosigned without it.
+        yield Witness(store, settings.name, key, FreshSource(repository, clock), clock)
 
 
 def witness_app(witness: Witness, clock: Clock) -> ASGIApp:

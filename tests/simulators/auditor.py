@@ -2,7 +2,7 @@
 
     python tests/simulators/auditor.py EXPORT [WITNESS_VKEY]
 
-Written from docs/auditor.md and the standards that it names. Keys in TPMs, smartcards and files; no FIDO2 keys.
+Written from docs/auditor.md and the standards that it names.
 """
 
 import base64
@@ -26,7 +26,8 @@ def verify(data: bytes, witness: str = "") -> dict[str, Any]:
     header = json.loads(first)
     # The box's key signed the session certificate, and the session's key the statement.
     root = header["node"]["public_key"]
-    certificate = opened(header["certificate"], "session-certificate", root)
+    terms = header["node"]["fido2"]
+    certificate = opened(header["certificate"], "session-certificate", root, terms and terms["rp_id"])
     statement = opened(header["statement"], "audit-log-key", certificate["session_key"])
     require(certificate["root_key"] == hashlib.sha256(bytes.fromhex(root)).hexdigest(), "another key's certificate")
     require(certificate["issued_s"] - 120 <= statement["issued_s"] < certificate["expires_s"], "not while it counted")
@@ -51,8 +52,8 @@ def require(condition: bool, otherwise: str) -> None:
         raise ValueError(otherwise)
 
 
-def opened(envelope: str, kind: str, public_key: str) -> dict[str, Any]:
-    """DSSE: PAE(type, payload) is signed."""
+def opened(envelope: str, kind: str, public_key: str, rp_id: str | None = None) -> dict[str, Any]:
+    """DSSE: PAE(type, payload) is signed; by a security key as WebAuthn's client data hash."""
     parts = json.loads(envelope)
     payload, (signature,) = base64.b64decode(parts["payload"]), parts["signatures"]
     require(parts["payloadType"] == f"application/vnd.secur-e-health.{kind}.v1+json", "another kind of statement")
@@ -60,7 +61,15 @@ def opened(envelope: str, kind: str, public_key: str) -> dict[str, Any]:
     encoded = b"DSSEv1 %d %b %d %b" % (len(media_type), media_type, len(payload), payload)
     key = load_der_public_key(bytes.fromhex(public_key))
     assert isinstance(key, EllipticCurvePublicKey)
-    key.verify(base64.b64decode(signature["sig"]), encoded, ECDSA(SHA384() if key.key_size == 384 else SHA256()))
+    signed = base64.b64decode(signature["sig"])
+    if rp_id is not None:
+        # length of authenticatorData (2) | authenticatorData | signature over it and SHA-256(PAE)
+        end = 2 + int.from_bytes(signed[:2], "big")
+        data, signed = signed[2:end], signed[end:]
+        require(data[:32] == hashlib.sha256(rp_id.encode()).digest(), "made for another relying party")
+        require(bool(data[32] & 1), "nobody touched the key")
+        encoded = data + hashlib.sha256(encoded).digest()
+    key.verify(signed, encoded, ECDSA(SHA384() if key.key_size == 384 else SHA256()))
     return dict(json.loads(payload))
 
 

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 
-from agent.audit.bundle import encode_bundle, verify_bundle
+from agent.audit.bundle import Voucher, encode_bundle, verify_bundle
 from agent.audit.leaves import AgentStarted
 from agent.audit.witness import submit
+from agent.statements.chain import NodeRecord
+from agent.statements.envelope import encode_proof, parse_proof
+from agent.statements.roots import NODE_RP_ID, FIDO2Terms, KeyKind, RootKey
 from tests.simulators import auditor
 from tests.simulators.audited_box import CLOCK, NOW_S, AuditedBox
 from tests.simulators.witness import PlayedWitness
@@ -64,3 +71,24 @@ def test_it_runs_on_a_machine_that_has_nothing_of_ours(tmp_path: Path) -> None:
     command = [sys.executable, "-I", str(PROGRAM), str(export)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
     assert "'size': 7" in done.stdout
+
+
+def test_box_with_a_security_key_is_believed_by_both(tmp_path: Path) -> None:
+    box = AuditedBox.in_(tmp_path / "audit")
+    made = box.voucher()
+    terms = FIDO2Terms(NODE_RP_ID, last_count=9)  # of no matter here: an old export stays true
+    root = RootKey(KeyKind.FIDO2, made.record.root.public_key, fido2=terms)
+    record = NodeRecord(made.record.site, made.record.node, root)
+    proof = parse_proof(made.certificate)
+    data = hashlib.sha256(NODE_RP_ID.encode()).digest() + b"\x05" + (7).to_bytes(4, "big")
+    message = data + hashlib.sha256(proof.signed_bytes()).digest()
+    signature = len(data).to_bytes(2, "big") + data + box.identity.root.sign(message, ec.ECDSA(hashes.SHA256()))
+    certificate = encode_proof(replace(proof, signature=signature))
+    with box.log() as log:
+        export = encode_bundle(log, Voucher(record, certificate, made.statement), [], size=log.size)
+        plain = encode_bundle(log, Voucher(record, made.certificate, made.statement), [], size=log.size)
+    assert verify_bundle(export).record.root.kind is KeyKind.FIDO2
+    assert auditor.verify(export)["size"] == 7
+    for check in (verify_bundle, auditor.verify):
+        with pytest.raises(Exception, match=r".*"):
+            check(plain)

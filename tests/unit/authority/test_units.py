@@ -12,6 +12,7 @@ import pytest
 from agent.core.ids import IDENTIFIER_PATTERN
 from provisioning.authority.layout import AuthorityLayout
 from provisioning.authority.opening import CREDENTIAL_NAME
+from provisioning.witness.settings import SETTINGS_NAME
 from tests.simulators.stick import find_tool
 
 ROOT = Path(__file__).parents[3]
@@ -45,7 +46,7 @@ def instance(name: str) -> str:
 
 
 def test_there_is_one_for_each_server() -> None:
-    assert UNITS == ["seh-cosigner@.service", "seh-registrar@.service", "seh-superlink@.service"]
+    assert [f"seh-{server}@.service" for server in ("cosigner", "registrar", "superlink", "witness")] == UNITS
 
 
 @pytest.mark.parametrize("name", UNITS)
@@ -72,6 +73,7 @@ def test_names_files_and_commands_that_there_are(name: str) -> None:
         "registrar": ("--config", str(layout.registrar_settings)),
         "cosigner": ("--config", str(layout.cosigner_settings)),
         "superlink": ("--directory", str(layout.path)),
+        "witness": ("--config", str(layout.path / SETTINGS_NAME)),
     }
     assert (option, value) == expected[group]
     credentials = re.findall(r"^LoadCredentialEncrypted=(\S+):", unit, re.MULTILINE)
