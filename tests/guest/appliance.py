@@ -98,10 +98,8 @@ class Appliance:
 
     def wait_until_settled(self) -> None:
         """Until nothing is asked of the slot tool any more, no release is on trial, and the chosen one has joined."""
-        self.guest.wait_for(
-            f"test ! -e {INCOMING}/ready && ! systemctl is-active seh-install.service | grep -qx -e active -e activating",
-            limit_s=TRIAL_LIMIT_S,
-        )
+        at_work = "systemctl is-active seh-install.service | grep -qx -e active -e activating"
+        self.guest.wait_for(f"test ! -e {INCOMING}/ready && ! {at_work}", limit_s=TRIAL_LIMIT_S)
         self.wait_for_slots(phase="steady")
         joined = f'grep -q \'"superlink": *true\' {HEALTH} && grep -q \'"version": *"{self.version}"\' {HEALTH}'
         self.guest.wait_for(joined, limit_s=READY_LIMIT_S)
