@@ -64,5 +64,6 @@ def test_from_new_to_a_verified_result(superlink: RunningSuperLink, tmp_path: Pa
         checked = ("--coordinator", tmp_path / "public.pem", "--study", study, "--extract", tmp_path / "result")
         said = call("study", "result", "verify", out, *checked)
         assert f"4 hospitals counted in {ROUNDS} rounds" in said
+        assert "| 0 | age | number in years, minus " in (tmp_path / "result" / "model-card.md").read_text()
         trained = parse_model((tmp_path / "result" / "model.onnx").read_bytes()).parameters
         np.testing.assert_allclose(trained, 1.0 + ROUNDS * consortium.mean, atol=QUANTISATION)
