@@ -158,13 +158,14 @@ class Ledger:
 
     Attributes:
         counter: The number of the last reservation that a TPM counted.
-        seen: Leaves replayed.
+        seen: Leaves replayed of the present log.
     """
 
     def __init__(self) -> None:
         self.counter = 0
         self.seen = 0
         self._reservations: list[Reservation] = []
+        self._closed = 0
         self._sent: dict[tuple[str, str], set[int]] = {}
 
     @classmethod
@@ -198,9 +199,14 @@ class Ledger:
             self._note_sent(leaf)
         self.seen += 1
 
+    def begin_next_log(self) -> None:
+        """The box was enrolled anew: what earlier logs reserved counts for good, and no study goes on with it."""
+        self.seen, self._closed = 0, self.next_number
+        self._sent.clear()
+
     def latest(self, study_digest: str, dataset: str) -> Reservation | None:
-        """The last reservation of a study on a data set."""
-        for reservation in reversed(self._reservations):
+        """The last reservation of a study on a data set, in this log."""
+        for reservation in reversed(self._reservations[self._closed :]):
             if (reservation.leaf.study_digest, reservation.leaf.dataset) == (study_digest, dataset):
                 return reservation
         return None
@@ -290,14 +296,18 @@ class BudgetBook:
         log: The audit log; nobody else appends reservations.
         counter: In the TPM; None on a box without one, where only the witness sees a disk that was put back.
         clock: Of the leaves' times.
+        earlier: Leaves of the logs that this box kept before it was enrolled anew.
     """
 
-    def __init__(self, log: ReservationLog, counter: Counter | None, clock: Clock) -> None:
+    def __init__(
+        self, log: ReservationLog, counter: Counter | None, clock: Clock, earlier: Iterable[Leaf] = ()
+    ) -> None:
         self._log = log
         self._counter = counter
         self._clock = clock
         self._lock = threading.Lock()
-        self._ledger = Ledger()
+        self._ledger = Ledger.replay(earlier)
+        self._ledger.begin_next_log()
 
     @property
     def sealed(self) -> bool:

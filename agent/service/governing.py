@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from agent.audit.bundle import Voucher
 from agent.audit.leaves import AgentStarted, Leaf, LogOpened, ReleaseInstalled, StewardEnrolled
 from agent.audit.log import AuditLog, log_origin, retire
+from agent.audit.retired import retired_leaves
 from agent.core.box_view import MAX_LISTED, BudgetAnswer
 from agent.core.clock import Clock
 from agent.core.config import AgentConfig
@@ -118,7 +119,8 @@ def open_governance(
             state / "approvals", audit, box, company.stewards, origins=frozenset(origins), now_s=company.now_s
         )
         board = RoundBoard(clock)
-        budget = BudgetBook(audit, open_reservations(config), clock)
+        earlier = retired_leaves(state / "audit", audit.leaf(0))
+        budget = BudgetBook(audit, open_reservations(config), clock, earlier)
         budget.check()
         tell("budget", "" if budget.sealed else UNSEALED)
         gate = StudyGate(

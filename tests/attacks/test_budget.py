@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import math
 import shutil
+import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ValidationError
 from tpm2_pytss.constants import ESYS_TR
 
-from agent.audit.leaves import BudgetReserved, BudgetSettled, Leaf
-from agent.audit.log import AuditLog
+from agent.audit.leaves import BudgetReserved, BudgetSettled, Leaf, LogOpened
+from agent.audit.log import AuditLog, retire
+from agent.audit.retired import retired_leaves
 from agent.core.errors import HardwareError, OperatorError
 from agent.governance.budget import BudgetBook, Counter, Ledger
 from agent.identity.tpm_counter import BUDGET_BASE_HANDLE, BUDGET_HANDLE, ReservationCounter
@@ -27,6 +30,7 @@ from tests.simulators.budgets import (
     DATASET,
     DELTA,
     PlayedBox,
+    PlayedCounter,
     allowing,
     digest_of,
     hospital_study,
@@ -301,3 +305,49 @@ def test_a_power_cut_while_the_tpms_indices_were_made(tpm: Swtpm) -> None:
     device.run(lambda esapi: esapi.nv_undefine_space(find(esapi, BUDGET_BASE_HANDLE), ESYS_TR.OWNER))
     assert counter.define() == 0
     assert (counter.increment(), counter.read(), counter.define()) == (1, 1, 1)
+
+
+def enrolled_anew(directory: Path) -> AuditLog:
+    """A new log that begins with the end of the one before."""
+    previous = retire(directory)
+    key = Ed25519PrivateKey.generate()
+    log = AuditLog.open(directory, key, f"secur-e-health/c/s/{len(list(directory.glob('log.*.sqlite')))}")
+    key_text = log.key.public_key.hex()
+    log.append(LogOpened(at_s=1, consortium="0" * 64, site="s", node="n", key=key_text, previous=previous))
+    return log
+
+
+def book_of(directory: Path, log: AuditLog, counter: PlayedCounter) -> BudgetBook:
+    book = BudgetBook(log, counter, SetClock(), retired_leaves(directory, log.leaf(0)))
+    book.check()
+    return book
+
+
+def test_budget_refilled_by_enrolling_the_box_anew(tmp_path: Path) -> None:
+    counter, policy = PlayedCounter(), allowing(unbounded=12)
+    reserve_on(tmp_path, counter, 1)
+    for number in (2, 3):
+        with enrolled_anew(tmp_path) as log:
+            book = book_of(tmp_path, log, counter)
+            if number == 2:
+                # The same study begins anew with the new enrolment's own record of rounds, and pays anew.
+                assert book.reserve(unbounded_study(), digest_of(1), DATASET, policy) == log.size - 1
+            assert book.ledger().unbounded(DATASET) == 12
+            assert not book.finding(unbounded_study(), digest_of(3), DATASET, policy).passed
+
+
+@pytest.mark.parametrize("spoil", ["removed", "emptied", "altered"])
+def test_the_log_of_an_earlier_enrolment_made_away_with(spoil: str, tmp_path: Path) -> None:
+    reserve_on(tmp_path, PlayedCounter(), 1)
+    with enrolled_anew(tmp_path) as log:
+        (old,) = tmp_path.glob("log.*.sqlite")
+        if spoil == "removed":
+            old.unlink()
+        elif spoil == "emptied":
+            old.write_bytes(b"")
+        else:
+            with closing(sqlite3.connect(old)) as database, database:
+                database.execute("UPDATE leaf SET entry = replace(entry, '\"releases\":6', '\"releases\":0')")
+        with pytest.raises(HardwareError) as refused:
+            retired_leaves(tmp_path, log.leaf(0))
+    assert refused.value.code == "audit.retired_lost"
