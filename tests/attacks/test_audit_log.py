@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from agent.core.errors import HardwareError, OperatorError, PeerProtocolError, S
 from tests.simulators.audited_box import CLOCK, CONSORTIUM, NOW_S, SITE, AuditedBox
 from tests.simulators.beating_box import BeatingBox
 from tests.simulators.witness import PlayedWitness
+
+FLIPS = 150
 
 
 @pytest.fixture
@@ -334,3 +337,24 @@ def test_every_refusal_says_what_to_do(box: AuditedBox) -> None:
     with pytest.raises(SecureHealthError) as failure:
         verify_bundle(b"".join(lines(box.export())[:-2]))
     assert failure.value.next_step
+
+
+def test_any_flipped_bit_of_an_export_is_named_or_changes_nothing(box: AuditedBox, tmp_path: Path) -> None:
+    dice = random.Random(1)
+    with PlayedWitness.beside(tmp_path / "witness", CLOCK) as witness:
+        with box.log() as log:
+            witness.know(log)
+            submit(log, witness.post, witness.key)
+        data = box.export(witness)
+        whole = verify_bundle(data, [witness.key])
+        for place in dice.choices(range(len(data)), k=FLIPS):
+            flipped = bytearray(data)
+            flipped[place] ^= 1 << dice.randrange(8)
+            try:
+                found = verify_bundle(bytes(flipped), [witness.key])
+            except PeerProtocolError as error:
+                assert error.code.startswith(("audit.", "statements."))  # noqa: PT017 - either outcome is right
+            else:
+                same = (whole.checkpoint, whole.leaves, whole.consortium, whole.record.root.public_key)
+                assert (found.checkpoint, found.leaves, found.consortium, found.record.root.public_key) == same
+                assert [one.time_s for one in found.cosigned] == [one.time_s for one in whole.cosigned]
