@@ -38,11 +38,12 @@ LOG_FILE_NAME: Final = "log.sqlite"
 _FORMAT: Final = 1
 _CHUNK: Final = 1000
 _CACHE_BYTES: Final = 4 << 20
-_SCHEMA: Final = """
-CREATE TABLE leaf (id INTEGER PRIMARY KEY, entry BLOB NOT NULL, hash BLOB NOT NULL);
-CREATE TABLE head (id INTEGER PRIMARY KEY CHECK (id = 0), note TEXT NOT NULL);
-CREATE TABLE cosigned (witness TEXT PRIMARY KEY, note TEXT NOT NULL);
-"""
+_SCHEMA: Final = (
+    "CREATE TABLE leaf (id INTEGER PRIMARY KEY, entry BLOB NOT NULL, hash BLOB NOT NULL)",
+    "CREATE TABLE head (id INTEGER PRIMARY KEY CHECK (id = 0), note TEXT NOT NULL)",
+    "CREATE TABLE cosigned (witness TEXT PRIMARY KEY, note TEXT NOT NULL)",
+)
+_ALL: Final = "SELECT id, CAST(entry AS BLOB), CAST(hash AS BLOB) FROM leaf ORDER BY id"
 
 
 class _Tree(BaseMerkleTree):  # type: ignore[misc]  # the library has no types
@@ -220,7 +221,7 @@ class AuditLog:
     def cosigned(self, witness: NoteKey) -> CosignedCheckpoint | None:
         """The last checkpoint that this witness cosigned and that stands in this log; None where there is none."""
         with self._tree.lock, _disk():
-            query = "SELECT note FROM cosigned WHERE witness = ?"
+            query = "SELECT CAST(note AS TEXT) FROM cosigned WHERE witness = ?"
             row = self._database.execute(query, (witness.vkey,)).fetchone()
         if row is None:
             return None
@@ -257,7 +258,7 @@ class AuditLog:
         return verify_cosignature(signed, witness)
 
     def _load(self) -> None:
-        row = self._database.execute("SELECT note FROM head").fetchone()
+        row = self._database.execute("SELECT CAST(note AS TEXT) FROM head").fetchone()
         size = self._checked_leaves()
         if row is None and size == 0:
             return
@@ -285,7 +286,7 @@ class AuditLog:
 
     def _checked_leaves(self) -> int:
         size = 0
-        for index, entry, digest in self._database.execute("SELECT id, entry, hash FROM leaf ORDER BY id"):
+        for index, entry, digest in self._database.execute(_ALL):
             size += 1
             if index != size:
                 raise _altered(f"entry {size - 1} is missing")
@@ -354,11 +355,16 @@ def _prepare(database: sqlite3.Connection) -> None:
     with database:
         (version,) = database.execute("PRAGMA user_version").fetchone()
         if version == 0:
-            for statement in _SCHEMA.strip().split("\n"):
+            for statement in _SCHEMA:
                 database.execute(statement)
             database.execute(f"PRAGMA user_version = {_FORMAT}")
         elif version != _FORMAT:
             raise _altered(f"its format is {version}, and this software reads {_FORMAT}")
+        # A planted trigger would have us sign another leaf than the one that we add.
+        if sorted(database.execute("SELECT sql FROM sqlite_schema WHERE sql NOT NULL")) != [
+            (s,) for s in sorted(_SCHEMA)
+        ]:
+            raise _altered("it has other tables than a log")
 
 
 @contextmanager

@@ -95,6 +95,35 @@ def test_leaf_added_on_the_disk_without_the_key(box: AuditedBox) -> None:
     assert on_disk(box) == "audit.disk_altered"
 
 
+def test_trigger_that_would_have_the_box_sign_another_leaf(box: AuditedBox) -> None:
+    forged = encode_leaf(AgentStarted(at_s=NOW_S, version="9"))
+    box.database(
+        "CREATE TRIGGER planted AFTER INSERT ON leaf BEGIN UPDATE leaf SET "
+        f"entry = x'{forged.hex()}', hash = x'{leaf_hash(forged).hex()}' WHERE id = NEW.id; END"
+    )
+    assert on_disk(box) == "audit.disk_altered"
+
+
+def test_table_in_another_form(box: AuditedBox) -> None:
+    box.database("ALTER TABLE leaf ADD COLUMN more TEXT")
+    assert on_disk(box) == "audit.disk_altered"
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ("UPDATE leaf SET entry = CAST('text' AS TEXT) WHERE id = 3", "audit.disk_altered"),
+        ("UPDATE leaf SET hash = 17 WHERE id = 3", "audit.disk_altered"),
+        ("UPDATE head SET note = x'ff00'", "audit.disk_altered"),
+        ("UPDATE head SET note = 'no note'", "audit.disk_foreign"),
+        ("PRAGMA user_version = 2", "audit.disk_altered"),
+    ],
+)
+def test_values_of_other_kinds_on_the_disk(box: AuditedBox, change: str, code: str) -> None:
+    box.database(change)
+    assert on_disk(box) == code
+
+
 def test_checkpoint_of_a_key_of_the_attackers_on_the_disk(box: AuditedBox) -> None:
     with box.log() as log:
         forged = sign_checkpoint(log.checkpoint().checkpoint, Ed25519PrivateKey.generate())
