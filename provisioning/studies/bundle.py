@@ -55,11 +55,13 @@ class Result:
 
 
 def pack(files: Mapping[str, bytes]) -> bytes:
-    """All files as one zip; the same bytes each time."""
+    """All files as one zip, not compressed; the same bytes each time."""
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(stream, "w") as archive:
         for name in LIMITS:
-            archive.writestr(zipfile.ZipInfo(name, _FIRST_DAY), files[name], zipfile.ZIP_DEFLATED)
+            entry = zipfile.ZipInfo(name, _FIRST_DAY)
+            entry.create_system = 3  # Unix, wherever it is made
+            archive.writestr(entry, files[name])
     return stream.getvalue()
 
 
@@ -74,11 +76,18 @@ def unpack(data: bytes) -> dict[str, bytes]:
             found = archive.infolist()
             if sorted(item.filename for item in found) != sorted(LIMITS):
                 raise _unreadable("it does not hold exactly " + ", ".join(LIMITS))
+            # Nothing is unpacked before it is verified, so that no small file can become a large one.
+            if any(item.compress_type != zipfile.ZIP_STORED for item in found):
+                raise _unreadable("it is compressed")
             if large := [item.filename for item in found if item.file_size > LIMITS[item.filename]]:
                 raise _unreadable(f"its {large[0]} is larger than any may be")
-            return {item.filename: archive.read(item) for item in found}
+            files = {item.filename: archive.read(item) for item in found}
     except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
         raise _unreadable("it is no zip file, or a damaged one") from error
+    # Programs disagree on odd zip files: one that was verified here must not hold other files for the next.
+    if pack(files) != data:
+        raise _unreadable("it is packed in another way than results are")
+    return files
 
 
 def verify_result(data: bytes, coordinator: ec.EllipticCurvePublicKey, *, study: bytes | None = None) -> Result:

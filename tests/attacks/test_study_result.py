@@ -171,10 +171,24 @@ def test_something_left_out_or_put_in(ended: Ended) -> None:
     assert refused(ended, b"").code == "result.unreadable"
 
 
+def test_second_zip_before_or_behind_the_result(ended: Ended, other: Ended) -> None:
+    for data in (other.data + ended.data, b"#!/bin/sh\n" + ended.data, ended.data + b"\0"):
+        assert refused(ended, data).code == "result.unreadable"
+
+
 def test_bomb_is_not_unpacked(ended: Ended) -> None:
-    bomb = ended.altered(CARD, lambda _: b"0" * ((1 << 20) + 1))
-    assert len(bomb) < 2 * len(ended.data)
-    assert refused(ended, bomb).code == "result.unreadable"
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in unpack(ended.data).items():
+            archive.writestr(name, b"0" * (8 << 20) if name == MODEL else data)
+    assert len(stream.getvalue()) < 1 << 16
+    error = refused(ended, stream.getvalue())
+    assert (error.code, "compressed" in error.sentence) == ("result.unreadable", True)
+
+
+def test_part_beyond_its_limit(ended: Ended) -> None:
+    error = refused(ended, ended.altered(CARD, lambda _: b"0" * ((1 << 20) + 1)))
+    assert (error.code, CARD in error.sentence) == ("result.unreadable", True)
 
 
 def test_trained_model_was_exchanged_before_the_result_was_made(tmp_path: Path) -> None:
