@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import secrets
 import socket
 import threading
@@ -10,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
@@ -21,9 +25,12 @@ from agent.console.run import server_of
 from agent.core.box_view import Box
 from agent.core.clock import SystemClock
 from agent.core.config import ConsoleSection
+from provisioning.authority.tls import ServerFiles
 from tests.simulators.superlink import wait_until
 
 LIMIT_S = 30
+NAME = "box.example"
+"""How browsers call a console on the hospital's network."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +42,20 @@ class Place:
 
 
 @contextmanager
-def reserved(certificate: Path | None = None, private_key: Path | None = None) -> Iterator[Place]:
-    """A free port on loopback."""
+def reserved(tls: ServerFiles | None = None) -> Iterator[Place]:
+    """A free port on loopback.
+
+    Args:
+        tls: Where the console shall believe that it is on the hospital's network, as `NAME`; browsers find it here.
+    """
     # A browser takes http://localhost for as good as HTTPS (Secure Contexts 3.1), with no certificate to install.
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
-        yield Place(listener, ConsoleSection(address=address, certificate=certificate, private_key=private_key))
+        port = listener.getsockname()[1]
+        settings = ConsoleSection(address=f"127.0.0.1:{port}")
+        if tls is not None:
+            files = {"certificate": tls.certificate, "private_key": tls.key}
+            settings = ConsoleSection(address=f"192.0.2.1:{port}", name=NAME, **files)
+        yield Place(listener, settings)
 
 
 @contextmanager
@@ -59,18 +74,26 @@ def served(place: Place, box: Box, app: ASGIApp | None = None) -> Iterator[str]:
 
 
 @contextmanager
-def browser(profile: Path, *, width: int = 1280, height: int = 900, language: str = "en") -> Iterator[webdriver.Chrome]:
+def browser(
+    profile: Path, *, width: int = 1280, height: int = 900, language: str = "en", trusted: Path | None = None
+) -> Iterator[webdriver.Chrome]:
     """Chromium, headless.
 
     Args:
         profile: Directory of its own.
         width, height: Of its window, in CSS pixels.
         language: Which it asks pages for.
+        trusted: A certificate that it takes for good at `NAME`, which it finds on loopback.
     """
     options = Options()
     options.binary_location = "/usr/bin/chromium"
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"):
         options.add_argument(argument)
+    if trusted is not None:
+        key = x509.load_pem_x509_certificate(trusted.read_bytes()).public_key()
+        digest = hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
+        options.add_argument(f"--ignore-certificate-errors-spki-list={base64.b64encode(digest).decode()}")
+        options.add_argument(f"--host-resolver-rules=MAP {NAME} 127.0.0.1")
     options.add_experimental_option("prefs", {"intl.accept_languages": language})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))

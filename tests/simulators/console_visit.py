@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
+from selenium.common.exceptions import TimeoutException, WebDriverException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
@@ -41,6 +41,11 @@ class Visit:
 
         self._until(pressed, f"there is no {label!r}")
 
+    def click(self, selector: str) -> None:
+        """Press what a CSS selector finds, whatever language it speaks."""
+        self._until(lambda _: bool(self.driver.find_elements(By.CSS_SELECTOR, selector)), f"there is no {selector}")
+        self.driver.find_element(By.CSS_SELECTOR, selector).click()
+
     def make_key(self, steward: str, person: str) -> None:
         """Have the browser's security key make a credential."""
         self.open("/keys/new")
@@ -59,8 +64,13 @@ class Visit:
         """Until the page says so."""
         self._until(lambda _: words in self.text, f"{words!r} does not come")
 
+    def wait_for_page(self, path: str) -> None:
+        """Until the browser is there."""
+        self._until(lambda _: self.driver.current_url == self.origin + path, f"{path!r} is not reached")
+
     def _until(self, holds: Callable[[object], bool], trouble: str) -> None:
-        wait = WebDriverWait(self.driver, LIMIT_S, ignored_exceptions=(StaleElementReferenceException,))
+        # A page that is just being replaced fails in many ways; the next look finds the new one.
+        wait = WebDriverWait(self.driver, LIMIT_S, ignored_exceptions=(WebDriverException,))
         try:
             wait.until(holds)
         except TimeoutException as error:
