@@ -114,9 +114,15 @@ def launch(connection: SuperLinkConnection, directory: CoordinatorDirectory) -> 
     """Start a coordination at a SuperLink, or resume it.
 
     Raises:
-        OperatorError: The SuperLink refuses.
+        OperatorError: The study has ended, or the SuperLink refuses.
         NetworkError: It does not answer.
     """
+    if directory.result.exists():
+        raise OperatorError(
+            "study.has_ended",
+            f"The study in {directory.path} has ended; nothing was started.",
+            next_step="Take its result with `seh-provision study result`.",
+        )
     offset = directory.progress.stat().st_size if directory.progress.exists() else 0
     return Launched(connection, directory, launch_run(connection, directory.path), offset)
 

@@ -316,6 +316,12 @@ def test_status_shows_every_round_with_its_figures_and_watching_ends_with_the_st
     assert "Finished" in said
 
 
+def test_study_that_has_ended_is_not_launched_again(ended: Federation) -> None:
+    before = ended.directory.progress.read_bytes()
+    assert code_of("study", "launch", "--run", ended.directory.path, *WHERE) == "study.has_ended"
+    assert ended.directory.progress.read_bytes() == before
+
+
 def test_result_is_made_verified_and_taken_apart(ended: Federation, tmp_path: Path) -> None:
     protection = ended.directory.load().protection
     assert protection is not None
