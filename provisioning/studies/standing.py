@@ -17,7 +17,7 @@ from provisioning.authority.layout import AuthorityLayout
 from provisioning.authority.repository import RepositoryFiles
 from provisioning.coordinator.aggregation import NEXT_STEPS
 from provisioning.coordinator.directory import CoordinatorDirectory
-from provisioning.coordinator.progress import Happening
+from provisioning.coordinator.progress import ENDINGS, Happening
 from provisioning.studies.signing import MODEL_FILE, STUDY_FILE, read_proposal, target_path
 
 Event = Mapping[str, Any]
@@ -122,34 +122,38 @@ def describe_run(events: Sequence[Event], study: Study) -> list[str]:
 
 def _now(events: Sequence[Event], study: Study) -> list[str]:
     """What the newest run of a coordination is at."""
-    last, done = events[-1], sum(1 for _ in _rounds(events))
-    if last["event"] in {Happening.FINISHED, Happening.PAUSED, Happening.FAILED}:
-        said = [tell(last, study.rounds) or ""]
-        return said if last["event"] == Happening.FINISHED else [*said, *_trouble(events, study)]
-    at = (
-        f"Round {done + 1} of {study.rounds} is under way."
-        if done < study.rounds
-        else "The last evaluation is under way."
-    )
-    return [at, *_trouble(events, study)]
-
-
-def _trouble(events: Sequence[Event], study: Study) -> Iterator[str]:
-    """What the newest run still waits for, hospital by hospital."""
     start = max((k for k, event in enumerate(events) if event["event"] == Happening.STARTED), default=0)
+    run, last = events[start:], events[-1]
+    if last["event"] == Happening.FINISHED:
+        return [_said(last, study)]
+    trouble = _trouble(run, study)
+    if last["event"] in ENDINGS:
+        return [_said(last, study), *trouble]
+    done = sum(1 for _ in _rounds(events))
+    name = f"Round {done + 1} of {study.rounds}" if done < study.rounds else "The last evaluation"
+    has_begun = len({event["site"] for event in run if event["event"] == Happening.OPENED}) == len(study.sites)
+    return [f"{name} is under way." if has_begun or not trouble else f"{name} waits for hospitals.", *trouble]
+
+
+def _trouble(run: Sequence[Event], study: Study) -> list[str]:
+    """What a run still waits for, hospital by hospital."""
     standing: dict[str, str] = {}
-    for event in events[start:]:
+    for event in run:
         match event["event"]:
             case Happening.WAITING:
                 standing |= {site: f"Waits for {site}." for site in event["sites"] if site not in standing}
             case Happening.REFUSED | Happening.LOST | Happening.FAULTY:
-                standing[event["site"]] = tell(event, study.rounds) or ""
+                standing[event["site"]] = _said(event, study)
             case Happening.OPENED | Happening.RETURNED:
                 standing.pop(event["site"], None)
             case Happening.ROUND:
                 for site in event["cohort"]:
                     standing.pop(site, None)
-    yield from standing.values()
+    return list(standing.values())
+
+
+def _said(event: Event, study: Study) -> str:
+    return tell(event, study.rounds) or ""
 
 
 def _rounds(events: Sequence[Event]) -> Iterator[Event]:

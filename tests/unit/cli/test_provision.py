@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 
 from agent.core.errors import OperatorError
 from agent.trust.roster import encode_roster
+from provisioning.authority.signers import private_pem
 from provisioning.cli.main import app
+from provisioning.coordinator.directory import CoordinatorDirectory
 from tests.simulators.played_study import study_files
 from tests.simulators.secure_site import SecureSite, roster_of
 
@@ -102,3 +104,18 @@ def test_a_coordination_is_prepared_from_files_and_its_key_is_private(tmp_path: 
     assert (tmp_path / "run" / "coordinator.key").stat().st_mode & 0o077 == 0
     assert json.loads((tmp_path / "run" / "settings.json").read_bytes())["aggregation"] == "secure"
     assert "Not launched yet" in call("study", "status", "--run", tmp_path / "run")
+
+
+def test_coordinator_s_key_may_lie_encrypted_and_is_opened_for_the_run_alone(tmp_path: Path) -> None:
+    study, model = files(tmp_path)
+    key = ec.generate_private_key(ec.SECP256R1())
+    (tmp_path / "coordinator.pem").write_bytes(private_pem(key, "four words of a phrase"))
+    (tmp_path / "phrase").write_text("four words of a phrase\n")
+    site = SecureSite.make(tmp_path / "a", "hospital-a", step=1, weight=1, parameters=10)
+    (tmp_path / "roster.json").write_bytes(encode_roster(roster_of({"hospital-a": site.key}, key.public_key())))
+    options: list[str | Path] = ["--study", study, "--model", model, "--roster", tmp_path / "roster.json"]
+    options += ["--key", tmp_path / "coordinator.pem", "--passphrase-file", tmp_path / "phrase"]
+    call("coordinator", "prepare", tmp_path / "run", *options)
+    protection = CoordinatorDirectory(tmp_path / "run").load().protection
+    assert protection is not None
+    assert protection.key.private_numbers() == key.private_numbers()

@@ -291,15 +291,21 @@ def test_status_says_who_is_waited_for_and_why(run: CoordinatorDirectory) -> Non
     log.note(Happening.WAITING, sites=["hospital-b", "hospital-c"])
     log.note(Happening.REFUSED, site="hospital-b", round=0, refusal=Refusal.NOT_PERMITTED.value)
     said = status(run)
-    assert "Round 1 of 3 is under way." in said
+    assert "Round 1 of 3 waits for hospitals." in said
     assert f"hospital-b refuses: {Refusal.NOT_PERMITTED.value}. Ask the site's data steward" in said
     assert "Waits for hospital-c." in said
     log.note(Happening.OPENED, site="hospital-b")
     assert "hospital-b" not in status(run)
+    for site in SITES:
+        log.note(Happening.OPENED, site=site)
+    log.note(Happening.LOST, site="hospital-c", why="it went away")
+    said = status(run)
+    assert "Round 1 of 3 is under way." in said
+    assert "hospital-c is gone: it went away." in said
     log.note(Happening.PAUSED, code="x.y", sentence="No sum.", next_step="Resume.")
     said = status(run)
     assert "Paused: No sum. Resume." in said
-    assert "Waits for hospital-c." in said
+    assert "hospital-c is gone: it went away." in said
 
 
 @pytest.fixture(scope="module")
