@@ -74,6 +74,8 @@ class AuditDesk:
             HardwareError: The box cannot prove who it is.
         """
         size = request.size or self.audit.size
+        if request.offset == 0:
+            self.witnesses.bring_up_to(size)
         if size > self.audit.size:
             raise _no_such_piece()
         if request.offset == 0 or self._exported[0] != size:

@@ -22,7 +22,7 @@ from agent.core.clock import SystemClock
 from agent.core.errors import SecureHealthError
 from agent.core.ids import SiteID
 from agent.trust.delegations import SITES, STUDIES
-from agent.trust.records import ServerRecord
+from agent.trust.records import ServerRecord, StewardFile, WitnessRecord
 from agent.trust.snapshot import Environment
 from agent.trust.study import Study
 from provisioning.authority.ceremony import Ceremony, add_site
@@ -32,6 +32,7 @@ from provisioning.authority.keyring import Keyring
 from provisioning.authority.layout import AuthorityLayout
 from provisioning.authority.online import LocalOnlineSigner
 from provisioning.authority.publisher import Publisher
+from provisioning.authority.repository import RepositoryFiles
 from provisioning.authority.roles import RoleKeys
 from provisioning.authority.signers import create_file_key, elliptic_key, listed_key
 from provisioning.authority.site import LocalSource, SiteDesk
@@ -40,6 +41,7 @@ from provisioning.authority.site_office import issuer_of
 from provisioning.authority.site_repository import SitePlace
 from provisioning.authority.superlink import flower_environment
 from provisioning.authority.tls import ServerFiles
+from provisioning.authority.witnesses import name_witness
 from provisioning.tokens.register import SiteRegister
 from provisioning.tokens.state import SiteTokenFiles
 from provisioning.tokens.token import Destination, Issuer, issue, make_tokens
@@ -140,11 +142,16 @@ class Authority:
         place = self.layout.tls / "superlink"
         return ServerFiles(place / "server.pem", place / "server.key", self.layout.tls / "authority.pem")
 
-    def admit(self, hospitals: Mapping[str, Path]) -> None:
+    def name_witness(self, witness: WitnessRecord) -> None:
+        """Put the witness into the consortium's record."""
+        name_witness(self._ceremony, RepositoryFiles(self.layout.repository), witness)
+
+    def admit(self, hospitals: Mapping[str, Path], stewards: Mapping[str, StewardFile]) -> None:
         """Take hospitals in; each makes its own key, and signs its first record.
 
         Args:
             hospitals: Directory of each hospital's own tools, by site.
+            stewards: Each hospital's steward, where it has one, by site.
         """
         for site, state in hospitals.items():
             signer = create_file_key(state / "site.pem", None)
@@ -159,7 +166,8 @@ class Authority:
         publisher = self._publisher
         for office in self.offices.values():
             desk = SiteDesk(office.site, LocalSource(publisher.files), [office.signer], self._clock)
-            staged = desk.stage()
+            steward = stewards.get(office.site)
+            staged = desk.stage() if steward is None else desk.add_steward(steward)
             publisher.publish_site(office.site, staged.metadata, staged.targets)
 
     def publish_study(self, study: Study, study_file: bytes, model: bytes) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from agent.core.ids import SiteID
 from agent.trust.study import (
     DataRequirement,
+    DataUse,
     FieldKind,
     FieldSpec,
     LabelSpec,
@@ -54,6 +55,7 @@ class Cohort:
         plan: How a hospital trains.
         terms: Bounds of secure aggregation.
         catalog: What every hospital's catalog says about its file, as TOML lines below `[datasets.ID]`.
+        diseases: What it is about, MONDO ids: the only ones that the hospitals' terms allow (DUO:0000007).
         model: Makes the untrained ONNX file for a number of inputs.
         model_description: What it is, in words.
     """
@@ -68,6 +70,7 @@ class Cohort:
     plan: TrainingPlan
     terms: SecureAggregationTerms
     catalog: str
+    diseases: tuple[str, ...]
     model: Callable[[int], bytes] = logistic_regression
     model_description: str = "logistic regression"
 
@@ -97,6 +100,7 @@ class Cohort:
             purpose=self.purpose,
             requester="Demonstration consortium",
             duo=("DUO:0000007",),
+            use=DataUse(purpose_terms=("DUO:0000037",), diseases=self.diseases, not_for_profit=True),
             legal_basis="De-identified, openly licensed data.",
             sites=tuple(hospital.site for hospital in hospitals),
             rounds=rounds,
@@ -184,6 +188,7 @@ def _heart() -> Cohort:
         ),
         plan=TrainingPlan(learning_rate=0.02, batch_size=8, steps=50),
         terms=SecureAggregationTerms(clip=1.0, weight_cap=256),
+        diseases=("MONDO:0005010",),  # coronary artery disorder
         catalog=_heart_catalog(columns),
     )
 
@@ -228,6 +233,7 @@ def _stroke() -> Cohort:
         ),
         plan=TrainingPlan(learning_rate=1.0, batch_size=128, steps=20, weight_decay=1e-3),
         terms=SecureAggregationTerms(clip=2.0, weight_cap=128),
+        diseases=("MONDO:0005098",),  # stroke disorder
         catalog="".join(
             f"\n[datasets.stroke.fields.{name}]\nunit = {json.dumps(unit)}\n"
             for name, unit in {"RDELAY": "h", "AGE": "a", "RSBP": "mm[Hg]"}.items()

@@ -30,9 +30,11 @@ from agent.trust.terms import aggregation_terms, check_privacy
 from provisioning.authority.superlink import flower_environment
 from tests.demo.authority import Authority
 from tests.demo.cohorts import Cohort, Hospital
+from tests.demo.governing import DemoWitness
 from tests.demo.keys import KeyMaker, describe_key
 from tests.demo.live import View
 from tests.demo.parts import Part, PartFailedError, stop_all, tail
+from tests.simulators.governed import Deciding, write_policy
 from tests.simulators.person import Technician
 from tests.simulators.superlink import RunningSuperLink, SimulatorError
 
@@ -53,6 +55,7 @@ class Member:
         directory: All that belongs to it.
         key: Its node key.
         agent: Its agent process, once started.
+        steward: Who decides there, with a simulated security key.
         stick_in_s: When its token was handed in, on the monotonic clock.
         enrolled_s: How long it took from then to "Enrolled"; None before.
     """
@@ -60,6 +63,7 @@ class Member:
     hospital: Hospital
     directory: Path
     key: HardwareKey
+    steward: Deciding
     agent: Part | None = None
     stick_in_s: float = 0.0
     enrolled_s: float | None = None
@@ -81,6 +85,8 @@ class Consortium:
         model_file: The untrained model.
         authority: Its repository, registrar and hospitals' tools.
         superlink: The SuperLink.
+        witness: Of the boxes' logs.
+        witnessing: Its process.
         members: The hospitals.
     """
 
@@ -90,6 +96,8 @@ class Consortium:
     model_file: bytes
     authority: Authority
     superlink: RunningSuperLink
+    witness: DemoWitness
+    witnessing: Part
     members: tuple[Member, ...]
     _stack: ExitStack = field(repr=False)
 
@@ -157,6 +165,7 @@ class Consortium:
             if member.agent is not None:
                 member.agent.check()
         self.authority.check()
+        self.witnessing.check()
         process = self.superlink.process
         if process is None or process.poll() is not None:
             log = self.superlink.directory / "superlink.log"
@@ -209,10 +218,28 @@ def found_consortium(
         stack.callback(_kill_started, starting)
         for member in members:
             _write_hospital(member, cohort, authority.root_digest, allow_plain=allow_plain)
+        witness = _result_of("witness", lambda: _found_witness(directory / "witness", authority, now))
         _result_of("consortium", lambda: _fill_repository(authority, members, study, study_file, model, view))
         _result_of("registrar", lambda: stack.enter_context(authority.open_doors(directory / "home")))
+        # Its first start reads the repository, which the registrar serves.
+        witnessing = _result_of("witness", lambda: witness.start(directory / "home"))
+        stack.callback(stop_all, [witnessing])
         superlink = _result_of("SuperLink", starting.result)
-        return Consortium(directory, study, study_file, model, authority, superlink, members, stack.pop_all())
+        return Consortium(
+            directory, study, study_file, model, authority, superlink, witness, witnessing, members, stack.pop_all()
+        )
+
+
+def _found_witness(directory: Path, authority: Authority, now: datetime) -> DemoWitness:
+    witness = DemoWitness.found(
+        directory,
+        root=authority.first_root,
+        root_digest=authority.root_digest,
+        registrar=authority.plan.registrar,
+        now=now,
+    )
+    authority.name_witness(witness.record)
+    return witness
 
 
 def _start_superlink(directory: Path, authority: Authority) -> RunningSuperLink:
@@ -223,7 +250,8 @@ def _start_superlink(directory: Path, authority: Authority) -> RunningSuperLink:
 def _fill_repository(
     authority: Authority, members: Sequence[Member], study: Study, study_file: bytes, model: bytes, view: View
 ) -> None:
-    authority.admit({member.hospital.site: member.directory / "office" for member in members})
+    offices = {str(member.hospital.site): member.directory / "office" for member in members}
+    authority.admit(offices, {str(member.hospital.site): member.steward.key.record for member in members})
     for member in members:
         view.hospital(member.hospital.site, state="in the repository")
     authority.publish_study(study, study_file, model)
@@ -238,7 +266,7 @@ def _make_members(
         technician = Technician(on_touch=lambda: view.note(f"{hospital.name}: {TOUCHES}"))
         key = maker.make(hospital.site, technician)
         view.hospital(hospital.site, state="key made", key=describe_key(key))
-        return Member(hospital, home, key)
+        return Member(hospital, home, key, Deciding(str(hospital.site)))
 
     return list(pool.map(make, hospitals))
 
@@ -269,9 +297,14 @@ def _write_hospital(member: Member, cohort: Cohort, root_digest: str, *, allow_p
     (home / "drop").mkdir()
     shutil.copyfile(source, home / "data" / source.name)
     (home / "catalog.toml").write_text(cohort.catalog_text(member.hospital, Path("data") / source.name))
+    write_policy(
+        home / "policy.toml", dataset=cohort.id, duo=["DUO:0000007"], limits={"diseases": list(cohort.diseases)}
+    )
     (home / "agent.toml").write_text(
         _as_toml(
             {
+                # Permits are for masked updates; an unprotected run shows what there is without them.
+                **({} if allow_plain else {"governance": {"policy": "policy.toml"}}),
                 "node": {"state_directory": "state", "environment": "demo"},
                 "key": {"uri": member.key.uri},
                 "data": {"catalog": "catalog.toml"},

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from tests.demo.findings import count_word, findings
 from tests.demo.plots import Guide, Line, line_chart, round_ticks
 from tests.demo.scores import Scores
-from tests.demo.summary import METHODS, Centre, Compared, PrivacyRecord, RoundRecord, Summary
+from tests.demo.summary import METHODS, Centre, Compared, LogRecord, PrivacyRecord, RoundRecord, Summary
 
 NOTHING = "\N{EN DASH}"
 STRONG_EPSILON, REASONABLE_EPSILON = 1, 10
@@ -96,6 +96,7 @@ def render_report(summary: Summary, *, outcome: str, citation: str) -> str:
         protocol=_protocol(summary),
         privacy=None if summary.privacy is None else _privacy(summary.privacy),
         boxes=[_box_row(centre) for centre in centres],
+        logs=[_log_row(centre.name, summary.logs[centre.site]) for centre in centres if centre.site in summary.logs],
         key_sentence=_key_sentence(summary),
         phases=_phases(summary),
         seconds=f"{summary.seconds:.1f}",
@@ -125,6 +126,7 @@ def _chips(summary: Summary) -> list[dict[str, str]]:
         (f"{summary.seconds:.0f} s in all", ""),
         (f"keys: {keys}", "warn" if "software" in summary.key_kinds else ""),
         secure,
+        *([] if not summary.logs else [(f"{len(summary.logs)} audit logs verified", "good")]),
         *(
             []
             if summary.privacy is None
@@ -335,6 +337,16 @@ def _box_row(centre: Centre) -> dict[str, object]:
     rows = {"trained": centre.trained, "held_out": centre.held_out, "positives": centre.positives}
     enrolled = "" if centre.enrolled_s is None else f"{centre.enrolled_s:.1f} s"
     return {"name": centre.name, "key": key, "enrolled": enrolled, **rows}
+
+
+def _log_row(name: str, record: LogRecord) -> dict[str, object]:
+    return {
+        "name": name,
+        "entries": record.entries,
+        "cosigned": record.cosigned,
+        "receipts": record.receipts,
+        "bytes_out": f"{record.bytes_out:,}",
+    }
 
 
 def _key_sentence(summary: Summary) -> str:

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, cast
@@ -23,6 +23,7 @@ from provisioning.coordinator.fab import has_ended, launch_run
 from provisioning.coordinator.progress import Happening, follow_events
 from tests.demo.cohorts import Cohort, Hospital
 from tests.demo.found import Consortium, found_consortium
+from tests.demo.governing import approve_all, verify_logs
 from tests.demo.joining import bring_all_in
 from tests.demo.live import View
 from tests.demo.parts import PartFailedError, tail
@@ -30,6 +31,7 @@ from tests.demo.report import render_report
 from tests.demo.scoring import Scored, score_model
 from tests.demo.summary import (
     Centre,
+    LogRecord,
     ModelRecord,
     PrivacyRecord,
     RoundRecord,
@@ -160,6 +162,9 @@ def run_demo(
         with watch.phase("boxes start, are enrolled by their tokens, and join", view):
             consortium.start_agents(view)
             bring_all_in(consortium, view)
+        if options.secure:
+            with watch.phase("data stewards approve the study", view):
+                approve_all(consortium, view)
         coordination = _prepare(consortium, secure=options.secure)
         with watch.phase("coordinator and training workers start", view):
             events = _launch(consortium, coordination)
@@ -171,7 +176,11 @@ def run_demo(
             model = coordination.trained_model.read_bytes()
             scored = score_model(options.cohort, options.hospitals, consortium.study, model)
         privacy = _read_privacy(coordination, options.privacy)
-        summary = _summarise(options, consortium, scored, log.records, watch, now, privacy)
+        logs: dict[str, LogRecord] = {}
+        if options.secure:
+            with watch.phase("audit logs exported and verified", view):
+                logs = verify_logs(consortium)
+        summary = replace(_summarise(options, consortium, scored, log.records, watch, now, privacy), logs=logs)
         _write(options, summary, scored.model)
         while_running()
     finally:

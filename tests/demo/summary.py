@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tests.demo.scores import Scores, mean_scores
@@ -98,6 +98,25 @@ class PrivacyRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class LogRecord:
+    """A hospital's audit log, as its exported file was verified.
+
+    Args:
+        entries: How many.
+        receipts: Of updates that left.
+        bytes_out: Of masked updates, all together.
+        cosigned: How many entries the witness had cosigned.
+        path: Where the file lies.
+    """
+
+    entries: int
+    receipts: int
+    bytes_out: int
+    cosigned: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelRecord:
     """The trained model.
 
@@ -145,6 +164,7 @@ class Summary:
     phases: Mapping[str, float]
     model: ModelRecord
     privacy: PrivacyRecord | None = None
+    logs: Mapping[str, LogRecord] = field(default_factory=dict)
 
     @property
     def mean(self) -> Compared:
@@ -168,6 +188,7 @@ class Summary:
             "secure": self.secure,
             "privacy": None if self.privacy is None else asdict(self.privacy),
             "key_kinds": {centre.site: centre.key_kind for centre in self.centres},
+            "audit_logs": {site: asdict(record) | {"verified": True} for site, record in self.logs.items()},
             "model": self.model.path,
             "model_sha256": self.model.digest,
             "overall": self.together.as_json(),
