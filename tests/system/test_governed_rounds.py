@@ -95,8 +95,8 @@ def test_a_study_runs_once_every_steward_approved_and_not_before(superlink: Runn
             assert [leaf.round for leaf in sent_by(log)] == [1, 2, 3, 4]
             assert all(leaf.cohort == consortium.sites for leaf in sent_by(log))
             assert refusals_in(log) == [(study, "approved")]
-        (row,) = ask(first).budget()
-        assert row.releases == 4
+        rows = ask(first).budget()
+        assert [row.releases for row in rows] == [4] * len(rows) != []
         (newest,) = ask(first).rounds()
         assert (newest.round, newest.under_way) == (4, False)
 
