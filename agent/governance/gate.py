@@ -22,7 +22,7 @@ from agent.data.fingerprint import FileDigests
 from agent.governance.admission import Candidate, Permit, Receipt
 from agent.governance.approval import Approval
 from agent.governance.book import ApprovalBook, Matter, fitting
-from agent.governance.budget import cost_of
+from agent.governance.ledger import cost_of
 from agent.governance.permit import (
     Consent,
     Decision,

@@ -33,8 +33,8 @@ from agent.federation.studies import StudyFolder, choose_dataset, load_study
 from agent.governance.admission import Candidate
 from agent.governance.approval import TERMINAL_ORIGIN, parse_approval, parse_proof
 from agent.governance.book import ApprovalBook, GivenApproval, Matter
-from agent.governance.budget import cost_of
 from agent.governance.gate import StudyGate, approvals_needed
+from agent.governance.ledger import cost_of
 from agent.governance.permit import Decision, Finding
 from agent.governance.stewards import StewardSource, not_stored, steward_named
 from agent.service.requests import (

@@ -21,7 +21,8 @@ from agent.audit.leaves import BudgetReserved, BudgetSettled, Leaf, LogOpened
 from agent.audit.log import AuditLog, retire
 from agent.audit.retired import retired_leaves
 from agent.core.errors import HardwareError, OperatorError
-from agent.governance.budget import BudgetBook, Counter, Ledger
+from agent.governance.budget import BudgetBook, Counter
+from agent.governance.ledger import Ledger
 from agent.identity.tpm_counter import BUDGET_BASE_HANDLE, BUDGET_HANDLE, ReservationCounter
 from agent.identity.tpm_device import TPMDevice
 from agent.identity.tpm_objects import find

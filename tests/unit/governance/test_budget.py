@@ -10,7 +10,7 @@ from dp_accounting.rdp import RdpAccountant
 
 from agent.audit.leaves import BudgetReserved, BudgetSettled, encode_leaf, parse_leaf
 from agent.core.errors import OperatorError
-from agent.governance.budget import Ledger, cost_of
+from agent.governance.ledger import Ledger, cost_of
 from agent.governance.policy import BudgetLimit, Policy
 from agent.secagg.accounting import ORDERS, compute_epsilon, sampled_gaussian_divergence, spent_record_privacy
 from agent.trust.terms import record_terms
