@@ -8,8 +8,9 @@ from agent.cli import audit, data, key, study, update
 from agent.cli.console import console
 from agent.cli.doctor import doctor
 from agent.cli.enrol import accept_keys, enrol, re_enrol, unenrol
-from agent.cli.run import run, status
+from agent.cli.run import run
 from agent.cli.screen import screen
+from agent.cli.status import status
 from agent.core.terminal import command_line, run_command
 
 app = command_line("seh-agent", "The agent of a Secur-e-Health box.")
