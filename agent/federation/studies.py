@@ -84,7 +84,8 @@ class Worker(Protocol):
         ...
 
 
-OpenWorker = Callable[[Study, Path, Dataset], Worker]
+OpenWorker = Callable[[Study, Path, Dataset, str], Worker]
+"""Study, model file, data set, and the digest that the data set must have when it is opened; empty: any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +261,8 @@ class StudyShelf:
             dataset = dataset or choose_dataset(self._catalog, folder.study)
             if self._gate is not None and permit is not None:
                 self._gate.note_opened(permit)
-            worker = self._open_worker(folder.study, folder.model, dataset)
+            approved = "" if permit is None else permit.dataset_digest
+            worker = self._open_worker(folder.study, folder.model, dataset, approved)
             run = StudyRun(folder, dataset, worker, permit)
         with self._lock:
             if not self._closed:

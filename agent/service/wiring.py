@@ -184,11 +184,11 @@ def _secure_handlers(
 def worker_opener(config: AgentConfig) -> OpenWorker:
     """How a training worker is started."""
 
-    def open_worker(study: Study, model: Path, dataset: Dataset) -> Worker:
+    def open_worker(study: Study, model: Path, dataset: Dataset, approved: str) -> Worker:
         from agent.training.client import TrainingWorker  # noqa: PLC0415 - with the first study: a start stays quick
 
         return TrainingWorker.start(
-            study, model, dataset, device=config.training.device, address=config.training.worker
+            study, model, dataset, approved, device=config.training.device, address=config.training.worker
         )
 
     return open_worker

@@ -5,7 +5,9 @@ One worker serves one study on one data set, and stays warm between rounds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -15,8 +17,9 @@ import numpy as np
 from pydantic import ValidationError
 
 from agent.core.errors import OperatorError, SecureHealthError
-from agent.data.catalog import Dataset
-from agent.data.quality import DataReport
+from agent.data.catalog import Dataset, open_source
+from agent.data.fingerprint import FileDigests
+from agent.data.quality import DataReport, DeclinedError
 from agent.training.channel import Message
 from agent.training.process import Vector, WorkerProcess, WorkerSettings, start_process
 from agent.trust.metrics import MetricLayout, Moments, moments_layout, training_layout
@@ -65,6 +68,7 @@ class TrainingWorker:
         study: Study,
         model: Path,
         dataset: Dataset,
+        approved: str = "",
         *,
         device: str = "auto",
         threads: int = _DEFAULTS.threads,
@@ -79,6 +83,7 @@ class TrainingWorker:
             study: What to train.
             model: The study's model file.
             dataset: The local data set.
+            approved: Digest of the data set that may be read, hex; empty where any may.
             device: `auto`, `cpu` or `cuda`.
             threads: Processor threads to compute with.
             memory_bytes: Most memory that it may hold.
@@ -87,20 +92,25 @@ class TrainingWorker:
             address: Where the service manager starts it; None makes it a child of this process.
 
         Raises:
-            DeclinedError: The data set does not fit, or the worker failed.
+            DeclinedError: The data set does not fit, is not the approved one, or the worker failed.
             OperatorError: The model file is not the study's, or refused.
             SoftwareError: There is no worker to be had, or it could not be shut in; nothing was read.
         """
         settings = WorkerSettings(device, threads, memory_bytes, start_timeout_s, call_timeout_s, address)
-        process = start_process(study, model, dataset, settings)
-        try:
-            message = process.receive(start_timeout_s)
-            report = _parse_report(process, message)
-            report.require_fit()
-            initial = process.copy_vector()
-        except SecureHealthError:
-            process.close()
-            raise
+        digests = FileDigests()
+        with _opened(dataset) as data:
+            _check_approved(digests, dataset, data, approved)
+            process = start_process(study, model, dataset, data, settings)
+            try:
+                message = process.receive(start_timeout_s)
+                report = _parse_report(process, message)
+                # What was read is what was approved only if nobody wrote into the file meanwhile.
+                _check_approved(digests, dataset, data, approved)
+                report.require_fit()
+                initial = process.copy_vector()
+            except SecureHealthError:
+                process.close()
+                raise
         return cls(study, report, _layers(message), initial, process, settings)
 
     @property
@@ -229,11 +239,30 @@ def check_dataset(
         DeclinedError: The file as a whole cannot be read, or the worker failed.
         SoftwareError: There is no worker to be had, or it could not be shut in; nothing was read.
     """
-    process = start_process(study, None, dataset, WorkerSettings(address=address))
+    with _opened(dataset) as data:
+        process = start_process(study, None, dataset, data, WorkerSettings(address=address))
+        try:
+            return _parse_report(process, process.receive(timeout_s))
+        finally:
+            process.close()
+
+
+@contextmanager
+def _opened(dataset: Dataset) -> Iterator[int]:
+    descriptor = open_source(dataset)
     try:
-        return _parse_report(process, process.receive(timeout_s))
+        yield descriptor
     finally:
-        process.close()
+        os.close(descriptor)
+
+
+def _check_approved(digests: FileDigests, dataset: Dataset, data: int, approved: str) -> None:
+    if approved and digests.opened_digest(dataset, data) != approved:
+        raise DeclinedError(
+            "data.not_approved",
+            f"The file of data set {dataset.id} was exchanged for another one than was approved, a moment ago.",
+            next_step="Nothing was trained on it. If somebody put a new file there, approve the study again.",
+        )
 
 
 def _parse_report(process: WorkerProcess, message: Message) -> DataReport:

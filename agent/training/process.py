@@ -20,7 +20,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent.core.errors import Fault, OperatorError, SecureHealthError, SoftwareError
-from agent.data.catalog import Dataset, open_source
+from agent.data.catalog import Dataset
 from agent.data.quality import DeclinedError
 from agent.training.channel import (
     ChannelClosedError,
@@ -189,22 +189,23 @@ class WorkerProcess:
         )
 
 
-def start_process(study: Study, model: Path | None, dataset: Dataset, settings: WorkerSettings) -> WorkerProcess:
+def start_process(
+    study: Study, model: Path | None, dataset: Dataset, data: int, settings: WorkerSettings
+) -> WorkerProcess:
     """Start a process and tell it its task; its first message tells how that went.
 
     Args:
         study: What to train.
         model: The model file; None where only the data are to be checked.
         dataset: The local data set.
+        data: Descriptor of its file, from `agent.data.catalog.open_source`; its caller closes it.
         settings: How it runs.
 
     Raises:
         OperatorError: The model file cannot be opened.
-        DeclinedError: The data file cannot be opened.
         SoftwareError: The service manager starts none.
     """
     with ExitStack() as stack:
-        data_fd = _closing(stack, open_source(dataset))
         model_fds, vector = [], np.zeros(0, dtype=np.float32)
         if model is not None:
             vector_fd = _closing(stack, _shared_memory(4 * study.model.parameters))
@@ -220,7 +221,7 @@ def start_process(study: Study, model: Path | None, dataset: Dataset, settings: 
         }
         # Should it be dead already, the first receive says so.
         with suppress(ChannelError):
-            send_descriptors(link.channel, [data_fd, *model_fds])
+            send_descriptors(link.channel, [data, *model_fds])
             send_message(link.channel, task)
     return WorkerProcess(vector, link)
 

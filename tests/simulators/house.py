@@ -26,7 +26,7 @@ class House:
     directory: Path
     clock: SetClock
     allowed: bool = True
-    opener: Callable[[Study, Path, Dataset], PlayedWorker] = field(default_factory=played_opener)
+    opener: Callable[[Study, Path, Dataset, str], PlayedWorker] = field(default_factory=played_opener)
     workers: list[PlayedWorker] = field(default_factory=list)
     extra: dict[Stage, StageHandler] = field(default_factory=dict)
 
@@ -43,8 +43,8 @@ class House:
     def rounds(self) -> Rounds:
         """Its table of stages, with nothing open."""
 
-        def opened(study: Study, model: Path, dataset: Dataset) -> PlayedWorker:
-            self.workers.append(self.opener(study, model, dataset))
+        def opened(study: Study, model: Path, dataset: Dataset, approved: str) -> PlayedWorker:
+            self.workers.append(self.opener(study, model, dataset, approved))
             return self.workers[-1]
 
         shelf = StudyShelf(

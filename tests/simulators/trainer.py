@@ -80,7 +80,7 @@ class PlayedWorker:
 
 def played_opener(
     *, training_s: float = 0.0, step: float | None = None, rows: int = ROWS, fits: bool = True
-) -> Callable[[Study, Path, Dataset], PlayedWorker]:
+) -> Callable[[Study, Path, Dataset, str], PlayedWorker]:
     """An opener of played workers.
 
     Args:
@@ -90,7 +90,7 @@ def played_opener(
         fits: Whether the data set fits; else opening declines.
     """
 
-    def open_worker(study: Study, model: Path, dataset: Dataset) -> PlayedWorker:
+    def open_worker(study: Study, model: Path, dataset: Dataset, approved: str) -> PlayedWorker:
         if not fits:
             raise DeclinedError("data.played", "The data set does not fit.", next_step="Nothing.")
         return PlayedWorker(study, training_s, step, rows)
