@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -133,8 +133,8 @@ class KeptLog:
         self.kept.append(encode_leaf(leaf))
         return len(self.kept) - 1
 
-    def leaves(self, start: int, stop: int, /) -> Iterable[Leaf]:
-        return tuple(map(parse_leaf, self.kept[start:stop]))
+    def leaves(self, start: int, stop: int, /) -> Iterator[Leaf]:
+        return map(parse_leaf, self.kept[start:stop])
 
 
 @dataclass
