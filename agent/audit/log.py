@@ -30,6 +30,7 @@ from agent.audit.note import (
     verify_cosignature,
     verify_signature,
 )
+from agent.audit.retired import PATTERN, retired_number
 from agent.audit.tree import EMPTY_ROOT, Hashes, consistency_path, inclusion_path, leaf_hash
 from agent.core.errors import HardwareError, OperatorError, PeerProtocolError, SecureHealthError
 from agent.core.files import sync_directory
@@ -325,7 +326,7 @@ def retire(directory: Path) -> str:
             row = database.execute("SELECT note FROM head").fetchone()
         finally:
             database.close()
-        number = sum(1 for _ in directory.glob("log.*.sqlite"))
+        number = max(map(retired_number, directory.glob(PATTERN)), default=-1) + 1
         path.rename(directory / f"log.{number}.sqlite")
         sync_directory(directory)
     return str(row[0]) if row else ""

@@ -37,6 +37,32 @@ def retired_leaves(directory: Path, opened: Leaf) -> list[Leaf]:
     return [leaf for leaves in reversed(logs) for leaf in leaves]
 
 
+def last_checkpoint(directory: Path) -> str:
+    """The last signed checkpoint of the log that was put aside last; empty where there is none.
+
+    Args:
+        directory: Where retired logs lie.
+
+    Raises:
+        HardwareError: It cannot be read (`audit.retired_lost`).
+    """
+    try:
+        for path in sorted(directory.glob(PATTERN), key=retired_number, reverse=True):
+            with closing(_opened(path)) as database:
+                row = database.execute("SELECT CAST(note AS TEXT) FROM head").fetchone()
+            if row is not None:
+                return str(row[0])
+    except sqlite3.Error as error:
+        raise _lost() from error
+    return ""
+
+
+def retired_number(path: Path) -> int:
+    """Which of the retired logs a file is, from 0; -1 where it is none."""
+    number = path.name.split(".")[1]
+    return int(number) if number.isdecimal() else -1
+
+
 def _vouched(directory: Path, note: str) -> list[Leaf]:
     """The leaves of the log that ended in this checkpoint."""
     try:
@@ -53,8 +79,12 @@ def _vouched(directory: Path, note: str) -> list[Leaf]:
 
 def _entries(paths: Iterable[Path]) -> Iterator[list[bytes]]:
     for path in sorted(paths):
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+        with closing(_opened(path)) as database:
             yield [bytes(entry) for (entry,) in database.execute("SELECT CAST(entry AS BLOB) FROM leaf ORDER BY id")]
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
 
 
 def _lost() -> HardwareError:

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from agent.audit.bundle import Voucher
 from agent.audit.leaves import AgentStarted, Leaf, LogOpened, ReleaseInstalled, StewardEnrolled
 from agent.audit.log import AuditLog, log_origin, retire
-from agent.audit.retired import retired_leaves
+from agent.audit.retired import last_checkpoint, retired_leaves
 from agent.core.box_view import MAX_LISTED, BudgetAnswer
 from agent.core.clock import Clock
 from agent.core.config import AgentConfig
@@ -149,7 +149,7 @@ def _open_log(directory: Path, subject: Subject, vault: Vault, now_s: Callable[[
     """Open this box's log; one of an earlier enrolment is put aside, and its end begins the new one."""
     key = Ed25519PrivateKey.from_private_bytes(vault.key_for(LOG_PURPOSE))
     origin = log_origin(subject.consortium[:16], subject.site, subject.node, key)
-    previous = _put_aside(directory, origin)
+    _put_aside(directory, origin)
     with AuditLog.open(directory, key, origin) as audit:
         if audit.size == 0:
             audit.append(
@@ -159,19 +159,21 @@ def _open_log(directory: Path, subject: Subject, vault: Vault, now_s: Callable[[
                     site=subject.site,
                     node=subject.node,
                     key=audit.key.public_key.hex(),
-                    previous=previous,
+                    # Not what was put aside just now: the power may have gone since then.
+                    previous=last_checkpoint(directory),
                 )
             )
         yield audit
 
 
-def _put_aside(directory: Path, origin: str) -> str:
-    """Retire the log that lies here if it is of another enrolment; returns its last checkpoint."""
+def _put_aside(directory: Path, origin: str) -> None:
+    """Retire the log that lies here if it is of another enrolment."""
     path = directory / "origin"
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         known = path.read_text(encoding="ascii") if path.exists() else origin
-        previous = "" if known == origin else retire(directory)
+        if known != origin:
+            retire(directory)
         store_atomically(path, origin.encode())
     except OSError as error:
         raise HardwareError(
@@ -179,7 +181,6 @@ def _put_aside(directory: Path, origin: str) -> str:
             f"The audit log cannot be written: {error.strerror}.",
             next_step="Free space on the box's disk, or replace it; until then nothing leaves this box.",
         ) from error
-    return previous
 
 
 def _note_start(audit: AuditLog, company: Company) -> None:
