@@ -105,7 +105,7 @@ def open_governance(
     subject = Subject(company.digest, affiliation.site, company.node)
     with _open_log(state / "audit", subject, vault, company.now_s) as audit:
         _note_start(audit, company)
-        vouch = _voucher(audit, subject, keeper, key, clock)
+        vouch = voucher_of(audit, subject, keeper, key, clock)
         witnesses = WitnessDesk(
             audit,
             lambda: _witnesses(company),
@@ -210,9 +210,11 @@ def _witnesses(company: Company) -> tuple[WitnessRecord, ...]:
     return () if record is None else record.witnesses
 
 
-def _voucher(
+def voucher_of(
     audit: AuditLog, subject: Subject, keeper: SessionKeeper, key: HardwareKey, clock: Clock
 ) -> Callable[[], Voucher]:
+    """Why a log's key is believed: the box's session says so, and its hospital's record is behind that."""
+
     def vouch() -> Voucher:
         session = keeper.current()
         statement = AuditLogKey(

@@ -94,6 +94,14 @@ def test_four_hospitals_train_one_model_and_the_report_tells_of_it(tmp_path: Pat
     assert set(result["moments"]) == {"age", "trestbps", "chol", "thalach", "oldpeak"}
     assert result["model_digest"] == summary["model_sha256"]
 
+    # Every hospital's log was exported and verified, and tells of every masked update: sums of fields, three rounds of
+    # training, the evaluation.
+    assert set(summary["audit_logs"]) == set(summary["key_kinds"])
+    for record in summary["audit_logs"].values():
+        assert (record["verified"], record["receipts"]) == (True, 5)
+        assert 0 < record["cosigned"] <= record["entries"]
+        assert Path(record["path"]).read_bytes().count(b"\n") == record["entries"] + 1
+
     model = Path(summary["model"]).read_bytes()
     assert hashlib.sha256(model).hexdigest() == summary["model_sha256"]
     assert np.abs(parse_model(model).parameters).max() > 0.05
@@ -101,7 +109,7 @@ def test_four_hospitals_train_one_model_and_the_report_tells_of_it(tmp_path: Pat
     assert chances.shape == (2, 1)
 
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    for word in ("Cleveland", "Budapest", "Zurich and Basel", "Long Beach", summary["model_sha256"]):
+    for word in ("Cleveland", "Long Beach", summary["model_sha256"], "4 audit logs verified", "simulated here"):
         assert word in page
     picture = tmp_path / "report.png"
     take_picture(tmp_path / "report.html", picture, width=800, height=1200)
