@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Protocol
@@ -106,6 +106,17 @@ class Answerer(Protocol):
         """
         ...
 
+    def check_still_stands(self, frame: Frame) -> None:
+        """Check that the answer to a frame, which could not be sent at once, may still leave.
+
+        Args:
+            frame: As it was asked, without its payload.
+
+        Raises:
+            RefusedError: It may not.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
@@ -138,10 +149,12 @@ class _Work:
 
     Args:
         fetched: Whether its content was taken in; what was not may still be on its way.
+        asked: What the reply answers, without its payload; None where it is a refusal.
     """
 
     delivery: Delivery | None = None
     reply: Reply | None = None
+    asked: Frame | None = None
     fetched: bool = True
 
 
@@ -272,6 +285,8 @@ class Node:
             packed = pack_delivery(work.delivery)
             self._keep(lambda: self._memory.store_in_hand(packed))
             work.reply = self._reply_to(work.delivery)
+        elif work.reply is not None and work.asked is not None:
+            work.reply = self._recheck(work.reply, work.asked)
         if work.reply is None:
             return
         self._fleet.send(work.reply)
@@ -297,6 +312,7 @@ class Node:
         begin_s = self._clock.monotonic_s()
         try:
             reply = build_reply(delivery, self._answerer.answer(frame))
+            self._work.asked = replace(frame, payload=b"")
         except RefusedError as refused:
             return self._refuse(delivery, frame, refused.refusal, refused.cause)
         # A fault of ours in one message must not take the node out of the federation.
@@ -312,6 +328,19 @@ class Node:
             seconds=round(self._clock.monotonic_s() - begin_s, 3),
         )
         return reply
+
+    def _recheck(self, reply: Reply, asked: Frame) -> Reply:
+        """A reply that had to wait for the link: what let it leave may have been withdrawn meanwhile."""
+        try:
+            self._answerer.check_still_stands(asked)
+        except RefusedError as refused:
+            answer = self._refuse(reply.delivery, asked, refused.refusal, refused.cause)
+        except Exception as error:  # noqa: BLE001 - as in `_reply_to`; nothing leaves that could not be looked at
+            answer = self._refuse(reply.delivery, asked, Refusal.INTERNAL, error)
+        else:
+            return reply
+        self._work.asked = None
+        return answer
 
     def _refuse(self, delivery: Delivery, frame: Frame, refusal: Refusal, cause: Exception) -> Reply:
         if self._stop.is_set():

@@ -89,6 +89,20 @@ class Rounds:
                 self._shelf.close_run(frame.study, on_close=self._forget)
             raise
 
+    def check_still_stands(self, frame: Frame) -> None:
+        """Check that an answer which could not be sent at once may still leave.
+
+        Raises:
+            RefusedError: What let it be given was withdrawn, or has ended.
+        """
+        if frame.stage is Stage.CLOSE:
+            return
+        try:
+            self._shelf.check_still_open(frame.study)
+        except RefusedError as refused:
+            self._shelf.note_refused(frame.study, refused.cause)
+            raise
+
     def _watched(self, run: StudyRun, frame: Frame, handler: StageHandler) -> Frame:
         if self._board is None or frame.stage is Stage.OPEN:
             return handler.handle(run, frame)

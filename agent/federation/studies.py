@@ -200,7 +200,19 @@ class StudyShelf:
             return
         _, permit = self._admit(self._load(run.study.id))
         if not _upheld(run.permit, permit):
-            raise RefusedError(Refusal.NOT_PERMITTED, _another_permit(run.study))
+            raise RefusedError(Refusal.NOT_PERMITTED, _another_permit(run.study.id))
+
+    def check_still_open(self, study_id: str) -> None:
+        """The same for the open run of a study; on a box that governs no studies, nothing is asked.
+
+        Raises:
+            RefusedError: It does not, or no run is open.
+        """
+        run = self._runs.get(study_id)
+        if self._gate is not None and run is None:
+            raise RefusedError(Refusal.NOT_PERMITTED, _another_permit(study_id))
+        if run is not None:
+            self.check_still_permitted(run)
 
     def note_refused(self, study_id: str, cause: SecureHealthError) -> None:
         """Have the audit log say why a message was refused; only about studies that this box was given."""
@@ -410,10 +422,10 @@ def _upheld(earlier: Permit | None, permit: Permit | None) -> bool:
     return earlier is None if permit is None else permit.upholds(earlier)
 
 
-def _another_permit(study: Study) -> OperatorError:
+def _another_permit(study: str) -> OperatorError:
     return OperatorError(
         "study.permit_changed",
-        f"What let the study {study.id} run here changed while it was computed.",
+        f"What let the study {study} run here changed while it was computed.",
         next_step="Nothing left this hospital. The study goes on under the new permit, with its next message.",
     )
 

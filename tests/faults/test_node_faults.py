@@ -155,6 +155,9 @@ class _Echo:
     def answer(self, frame: Frame) -> Frame:
         return frame
 
+    def check_still_stands(self, frame: Frame) -> None:
+        """It does."""
+
 
 @pytest.mark.parametrize("hours", [-2, 2])
 def test_a_clock_that_is_set_wrong_locks_the_node_out_and_heals_when_it_is_right(tmp_path: Path, hours: int) -> None:

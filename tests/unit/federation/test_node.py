@@ -37,11 +37,15 @@ class PlayedAnswerer:
     """Echoes frames, or does what a test wants."""
 
     act: Callable[[Frame], Frame] = lambda frame: frame
+    check: Callable[[Frame], None] = lambda frame: None
     seen: list[Frame] = field(default_factory=list)
 
     def answer(self, frame: Frame) -> Frame:
         self.seen.append(frame)
         return self.act(frame)
+
+    def check_still_stands(self, frame: Frame) -> None:
+        self.check(frame)
 
 
 @dataclass(slots=True)
@@ -302,6 +306,31 @@ def test_a_reply_outlives_a_dead_superlink_and_the_answer_is_not_computed_twice(
     bench.start()
     assert bench.wait_for_answers(1) == [FRAME]
     assert bench.answerer.seen == [FRAME]
+
+
+def _refuse(refusal: Refusal) -> Callable[[Frame], None]:
+    def check(frame: Frame) -> None:
+        raise RefusedError(refusal, OperatorError("played.withdrawn", "It was withdrawn.", next_step="None."))
+
+    return check
+
+
+def _break(frame: Frame) -> None:
+    raise RuntimeError("played")
+
+
+@pytest.mark.parametrize(
+    ("check", "said"),
+    [(_refuse(Refusal.NOT_PERMITTED), Refusal.NOT_PERMITTED), (_break, Refusal.INTERNAL)],
+)
+def test_a_reply_that_waited_for_the_link_leaves_only_if_it_still_may(
+    bench: Bench, check: Callable[[Frame], None], said: Refusal
+) -> None:
+    bench.superlink.offer_frame(FRAME)
+    bench.superlink.script("push-messages", *[UNREACHABLE] * 3)
+    bench.answerer.check = check
+    bench.start()
+    assert bench.wait_for_answers(1) == [said]
 
 
 def test_a_message_whose_content_broke_off_is_fetched_again(bench: Bench) -> None:
