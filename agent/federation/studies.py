@@ -258,10 +258,8 @@ class StudyShelf:
         try:
             permit = self._gate.admit(Candidate(folder.study, folder.digest, folder.model, dataset))
         except OperatorError as error:
-            word = Refusal.DECLINED if error.code in DATA_RULES else Refusal.NOT_PERMITTED
-            raise RefusedError(word, error) from error
-        except DeclinedError as error:
-            raise RefusedError(Refusal.DECLINED, error) from error
+            of_data = isinstance(error, DeclinedError) or error.code in DATA_RULES
+            raise RefusedError(Refusal.DECLINED if of_data else Refusal.NOT_PERMITTED, error) from error
         except HardwareError as error:
             raise RefusedError(Refusal.BUSY, error) from error
         return dataset, permit

@@ -13,6 +13,7 @@ from agent.data.catalog import Dataset
 from agent.federation.plain import PlainHandler
 from agent.federation.rounds import OpenHandler, Rounds, StageHandler
 from agent.federation.studies import StudyShelf
+from agent.governance.admission import Gate
 from agent.trust.study import Study
 from tests.simulators.clock import SetClock
 from tests.simulators.hospital import install_study, study_json
@@ -29,6 +30,7 @@ class House:
     opener: Callable[[Study, Path, Dataset, str], PlayedWorker] = field(default_factory=played_opener)
     workers: list[PlayedWorker] = field(default_factory=list)
     extra: dict[Stage, StageHandler] = field(default_factory=dict)
+    gate: Gate | None = None
 
     def install(self, **changes: Any) -> str:  # noqa: ANN401 - any part of a study
         """Write a study; returns its digest."""
@@ -53,6 +55,7 @@ class House:
             site="hospital-a",
             open_worker=opened,
             clock=self.clock,
+            gate=self.gate,
         )
         handlers: dict[Stage, StageHandler] = {
             Stage.OPEN: OpenHandler(),
