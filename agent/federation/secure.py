@@ -188,10 +188,11 @@ class SecureHandler:
         accepted = study.session.accept(frame)
         moments = self._moments(run, study, accepted)
         contribution = self._contribute(run, study, accepted, moments)
+        self._check_uploads()  # training and masking take their time, in which a steward or the witness may say no
+        upload = study.session.masked_input(contribution)
         governed = self._settings.governed
         if governed is not None:
             governed.still_permitted(run)
-        upload = study.session.masked_input(contribution)
         if governed is not None and run.permit is not None:
             governed.gate.note_sent(run.permit, _receipt(run, accepted, upload.frame), run.study)
         self._settings.on_sent(run.study.id, accepted.attempt.cohort, len(upload.frame.payload))
