@@ -24,6 +24,7 @@ from agent.service.doctor import (
     superlink,
     tpm,
     unit,
+    witness,
 )
 from agent.service.doctor.box import Box
 from agent.service.doctor.finding import Finding
@@ -43,6 +44,7 @@ CHECKS: Final[Mapping[str, Check]] = MappingProxyType(
         "registrar": registrar.check,
         "repository": repository.check,
         "SuperLink": superlink.check,
+        "witness": witness.check,
         "disk": disk.check,
         "memory": memory.check,
         "GPU": gpu.check,

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from agent.audit.note import COSIGNATURE, note_key
 from agent.core.clock import SystemClock
 from agent.core.errors import Fault
-from agent.service.doctor import clock, interception, names, proxy, registrar, repository, superlink
+from agent.service.doctor import clock, interception, names, proxy, registrar, repository, superlink, witness
 from agent.service.doctor.box import Box, open_box
 from agent.service.doctor.examination import Check, examine
 from agent.service.doctor.finding import Finding, Outcome
 from agent.service.state import AgentStatus
+from agent.trust.records import WitnessRecord
 from tests.simulators.clock import SetClock
 from tests.simulators.https import PlayedServer
 from tests.simulators.interceptor import ISSUER, running_interceptor
@@ -33,6 +37,7 @@ NETWORK = (
     registrar.check,
     repository.check,
     superlink.check,
+    witness.check,
 )
 
 
@@ -214,3 +219,24 @@ def test_the_agent_s_own_copy_is_neither_locked_nor_changed(enrol: Callable[...,
     with open_box(enrolled.config, SystemClock()) as box:
         examine(box, repository.check)
     assert {path: path.read_bytes() for path in state.rglob("*") if path.is_file()} == before
+
+
+def test_of_several_witnesses_one_that_answers_is_enough(server: PlayedServer, enrol: Callable[..., Enrolled]) -> None:
+    enrolled = enrol()
+    away, there = (_witness(name, port, server) for name, port in (("away", free_port()), ("there", server.port)))
+    for witnesses, expected in (
+        ((), (Outcome.NOT_APPLICABLE, "")),
+        ((away,), (Outcome.FAIL, "doctor.no_answer")),
+        ((away, there), (Outcome.OK, "")),
+    ):
+        with open_box(enrolled.config, SystemClock()) as box:
+            assert box.snapshot is not None
+            consortium = box.snapshot.consortium.model_copy(update={"witnesses": witnesses})
+            seen = Box(box.config, box.clock, box.record, replace(box.snapshot, consortium=consortium))
+            assert told(examine(seen, witness.check)) == expected
+
+
+def _witness(name: str, port: int, server: PlayedServer) -> WitnessRecord:
+    vkey = note_key(name, Ed25519PrivateKey.generate(), COSIGNATURE).vkey
+    roots = server.files.root.read_text(encoding="ascii")
+    return WitnessRecord(name=name, vkey=vkey, address=f"127.0.0.1:{port}", root_certificates=roots)
