@@ -366,6 +366,8 @@ class AgentConfig(_Section):
                 raise ValueError('a software key needs node.environment = "demo"')
             if pinned is not None and pinned.roster is None:
                 raise ValueError("roster.file is missing")
+        if self.governance is not None and pinned is not None and pinned.roster is None:
+            raise ValueError("roster.file is missing: governance asks for the stewards that it names")
         if self.governance is not None and self.federation.allow_plain:
             raise ValueError("federation.allow_plain and governance exclude each other: a permit is for masked updates")
         return self

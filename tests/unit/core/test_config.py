@@ -129,3 +129,29 @@ def test_a_missing_or_huge_file_is_said_plainly(tmp_path: Path) -> None:
 def test_any_bytes_are_refused_in_words(data: bytes) -> None:
     with pytest.raises(OperatorError):
         parse_config(data, directory=Path())
+
+
+def test_only_a_demonstration_may_leave_governance_out(tmp_path: Path) -> None:
+    demo = parse_config(COMPLETE.encode(), directory=tmp_path)
+    assert demo.governed_by is None
+    roster = COMPLETE + '[roster]\nfile = "roster.json"\n'
+    with_policy = parse_config((roster + '[governance]\npolicy = "p.toml"\n').encode(), directory=tmp_path)
+    assert with_policy.governed_by is not None
+    assert with_policy.governed_by.policy == tmp_path / "p.toml"
+    production = roster.replace('environment = "demo"', "").replace("software:key.pem", "tpm:device:/dev/tpmrm0")
+    governed = parse_config(production.encode(), directory=tmp_path)
+    assert governed.governed_by is not None
+    assert governed.governed_by.policy == Path("/etc/secur-e-health/policy.toml")
+
+
+@pytest.mark.parametrize(
+    ("extra", "sentence"),
+    [
+        ("[governance]\n", "roster.file is missing"),
+        ("[governance]\n[federation]\nallow_plain = true\n[roster]\nfile='r'\n", "exclude each other"),
+        ("[governance]\norigins = ['http://a b']\n", "governance.origins"),
+    ],
+)
+def test_governance_that_cannot_govern_is_refused(extra: str, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(OperatorError, match=sentence):
+        parse_config((COMPLETE + extra).encode(), directory=tmp_path)
