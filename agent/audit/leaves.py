@@ -86,7 +86,11 @@ class RuleFinding(BaseModel):
 
 
 class PermitDecided(_Leaf):
-    """Whether a study may run here on a data set, rule by rule."""
+    """Whether a study may run here on a data set, rule by rule.
+
+    Args:
+        dataset_digest: What the data set was; all zeros where no approval stood, so that nobody looked at it.
+    """
 
     kind: Literal["permit-decided"] = "permit-decided"
     study: IdentifierText

@@ -22,7 +22,7 @@ from agent.core.wire import Refusal
 from agent.data.catalog import Dataset, load_catalog
 from agent.data.quality import DeclinedError
 from agent.federation.faults import RefusedError, StoppedError
-from agent.governance.admission import DATA_RULES, Candidate, Gate, Permit, rule_of
+from agent.governance.admission import Candidate, Gate, Permit, is_on_data, rule_of
 from agent.trust.metrics import Moments
 from agent.trust.study import MAX_STUDY_BYTES, Study, parse_study, study_digest
 
@@ -253,12 +253,19 @@ class StudyShelf:
         if self._gate is None:
             check_permitted(folder.study, site=self._site, now=self._clock.now())
             return None, None
-        with declining(folder.study):
-            dataset = choose_dataset(self._catalog, folder.study)
+        try:
+            with declining(folder.study):
+                dataset = choose_dataset(self._catalog, folder.study)
+        except RefusedError as refused:
+            run = self._runs.get(folder.study.id)
+            if run is not None and run.folder.digest == folder.digest:
+                raise
+            # The word for all that nobody approved: what this hospital's catalog has is no stranger's to know.
+            raise RefusedError(Refusal.NOT_PERMITTED, refused.cause) from refused
         try:
             permit = self._gate.admit(Candidate(folder.study, folder.digest, folder.model, dataset))
         except OperatorError as error:
-            of_data = isinstance(error, DeclinedError) or error.code in DATA_RULES
+            of_data = isinstance(error, DeclinedError) or is_on_data(error)
             raise RefusedError(Refusal.DECLINED if of_data else Refusal.NOT_PERMITTED, error) from error
         except HardwareError as error:
             raise RefusedError(Refusal.BUSY, error) from error

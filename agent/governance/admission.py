@@ -135,6 +135,15 @@ class Gate(Protocol):
         ...
 
 
+def is_on_data(error: SecureHealthError) -> bool:
+    """Whether nothing but this hospital's data refuses a study: one refused anyway learns nothing of them."""
+    named = error.details.get("rules")
+    rules = {f"permit.{rule}" for rule in (named if isinstance(named, list) else [rule_of(error)])}
+    # That nobody approved what the data are now follows from their change; what they were, somebody did.
+    follows = {"permit.approved"} if "permit.dataset_unchanged" in rules else set()
+    return rules <= DATA_RULES | follows
+
+
 def rule_of(error: SecureHealthError) -> str:
     """The permit's rule that an error names, or its code."""
     return error.code.removeprefix("permit.")

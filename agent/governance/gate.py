@@ -40,6 +40,8 @@ REPEAT_S: Final = 3600.0
 MAX_REFUSALS: Final = 256
 MAX_MODELS: Final = 64
 MAX_SENTENCE: Final = 1000
+UNSEEN: Final = "0" * 64
+"""In the place of a data set's digest where nobody looked at it."""
 _WITHOUT_STEWARD: Final = frozenset({"approved", "dataset_unchanged"})
 """What a new approval puts right."""
 
@@ -154,14 +156,7 @@ class StudyGate:
         Raises:
             DeclinedError: The data set's file cannot be used.
         """
-        study = candidate.study
-        return Matter(
-            study.id,
-            candidate.digest,
-            candidate.dataset.id,
-            self._digests.dataset_digest(candidate.dataset),
-            cost_of(study, candidate.digest).epsilon,
-        )
+        return self._matter(candidate, self._digests.dataset_digest(candidate.dataset))
 
     def check_approvable(self, candidate: Candidate) -> None:
         """Check that an approval is all that may be missing.
@@ -182,7 +177,9 @@ class StudyGate:
             DeclinedError: The data set's file cannot be used.
             HardwareError: The disk does not take the decision.
         """
-        decision, policy, matter, approvals = self._judge(candidate)
+        # What nobody approved touches no data: neither word nor time of its refusal tells of them (SECURITY-RULES 5).
+        seen = bool(self._book.standing(candidate.digest, candidate.dataset.id))
+        decision, policy, matter, approvals = self._judge(candidate, seen=seen)
         leaf = self._note_decision(matter, decision)
         if not decision.permitted:
             raise refusal_of(decision)
@@ -262,8 +259,15 @@ class StudyGate:
     def _now_s(self) -> int:
         return int(self._clock.now().timestamp())
 
-    def _judge(self, candidate: Candidate) -> tuple[Decision, Policy, Matter, tuple[Approval, ...]]:
-        matter = self.matter_of(candidate)
+    def _matter(self, candidate: Candidate, dataset_digest: str) -> Matter:
+        study = candidate.study
+        epsilon = cost_of(study, candidate.digest).epsilon
+        return Matter(study.id, candidate.digest, candidate.dataset.id, dataset_digest, epsilon)
+
+    def _judge(
+        self, candidate: Candidate, *, seen: bool = True
+    ) -> tuple[Decision, Policy, Matter, tuple[Approval, ...]]:
+        matter = self._matter(candidate, UNSEEN) if not seen else self.matter_of(candidate)
         try:
             policy = load_policy(self._policy)
         except OperatorError as error:

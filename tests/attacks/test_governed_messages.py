@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.audit.leaves import DataOpened, MessageRefused
+from agent.audit.leaves import DataOpened, MessageRefused, PermitDecided
 from agent.core.errors import HardwareError
 from agent.core.wire import Frame, Refusal, Stage
+from agent.data.fingerprint import FileDigests
 from agent.federation.faults import RefusedError
 from agent.federation.rounds import Rounds
+from agent.governance.gate import UNSEEN
 from tests.simulators.gate_scene import SITES, Scene, gate_scene
 from tests.simulators.governed import PURPOSE, write_policy
 from tests.simulators.hospital import STUDY_ID, install_study, study_json
@@ -86,6 +88,37 @@ def test_whatever_became_of_the_data_sounds_the_same(attacked: Attacked, happen:
     happen(attacked)
     assert attacked.ask() is Refusal.DECLINED
     assert attacked.house.workers[0].closed.is_set()
+
+
+@pytest.mark.parametrize("happen", [_changed_data, _no_data, _no_dataset])
+def test_a_study_that_nobody_approved_learns_nothing_of_the_data(
+    attacked: Attacked, happen: Callable[[Attacked], None]
+) -> None:
+    """Asked again and again with a study that was only published, a box would tell when its data come and go."""
+    assert attacked.ask() is Refusal.NOT_PERMITTED
+    happen(attacked)
+    assert attacked.ask() is Refusal.NOT_PERMITTED
+
+
+def test_the_time_of_a_refusal_tells_nothing_of_data_that_nobody_approved(
+    attacked: Attacked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large file takes long to be hashed, and is hashed anew only when it changed."""
+
+    def looked_at(*_: object) -> str:
+        raise AssertionError("the data set was looked at")
+
+    monkeypatch.setattr(FileDigests, "dataset_digest", looked_at)
+    assert attacked.ask() is Refusal.NOT_PERMITTED
+    (decision,) = attacked.scene.leaves(PermitDecided)
+    assert decision.dataset_digest == UNSEEN
+
+
+def test_a_study_that_another_rule_refuses_learns_nothing_of_the_data(attacked: Attacked) -> None:
+    attacked.scene.approve()
+    _changed_data(attacked)
+    write_policy(attacked.scene.place / "policy.toml", fields=["ill"])
+    assert attacked.ask() is Refusal.NOT_PERMITTED
 
 
 def test_a_study_swapped_under_its_approval_is_not_the_approved_one(attacked: Attacked) -> None:

@@ -343,7 +343,7 @@ def test_plain_stage_asked_of_a_production_box(superlink: RunningSuperLink, grid
             ones = np.ones(10, dtype="<f4").tobytes()
             train = Frame("played-study", Stage.PLAIN, 1, header={"kind": "train"}, payload=ones)
             assert grid.ask(box.node_id, train) == Refusal.NOT_PERMITTED
-            assert box.events("message_refused")[-1]["error"] == "rounds.plain_not_allowed"
+            assert box.events("message_refused")[-1]["error"] == "permit.policy"
 
 
 def _agree_request(server: ServerRound, uploads: Mapping[str, object], *, holder: str) -> Frame:
