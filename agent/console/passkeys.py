@@ -90,6 +90,8 @@ class PasskeyDesk:
         try:
             data = self._server.register_complete(ceremony.state, answer)
             public_key = load_der_public_key(attested_key(data))
+            if data.is_backup_eligible():
+                raise _refused("it is a passkey that other devices may have too, and not in one key alone")
             assert isinstance(public_key, ec.EllipticCurvePublicKey)  # noqa: S101 - one of those caught below
             assert data.credential_data is not None  # noqa: S101 - the same
             return StewardFile(

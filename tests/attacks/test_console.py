@@ -229,6 +229,13 @@ def test_a_touch_without_the_pin_is_not_enough(house: House, lan: House) -> None
     assert other.sign_in().status_code == 403
 
 
+def test_a_passkey_that_other_devices_may_have_is_not_taken(house: House) -> None:
+    surfer = house.surfer(PlayedPasskey(LOOPBACK.origin, synchronised=True))
+    answer = surfer.make_key("steward-a")
+    assert (answer.status_code, "other devices" in answer.json()["sentence"]) == (403, True)
+    assert house.box.offered == []
+
+
 def test_who_signed_in_cannot_act_in_another_s_name(lan: House) -> None:
     surfer = lan.steward("steward-a")
     lan.steward("steward-b")

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fido2.cose import ES256
 from fido2.webauthn import AttestationObject, AttestedCredentialData, AuthenticatorData
 
-_UP, _UV, _AT = 0x01, 0x04, 0x40
+_UP, _UV, _BE, _AT = 0x01, 0x04, 0x08, 0x40
 
 
 @dataclass
@@ -26,10 +26,12 @@ class PlayedPasskey:
     Args:
         origin: Of the page that its browser shows.
         verified: Whether the person is verified.
+        synchronised: Whether other devices may have it too.
     """
 
     origin: str
     verified: bool = True
+    synchronised: bool = False
     count: int = 0
     key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
     credential_id: bytes = field(default_factory=lambda: secrets.token_bytes(32))
@@ -66,7 +68,7 @@ class PlayedPasskey:
 
     @property
     def _flags(self) -> int:
-        return _UP | (_UV if self.verified else 0)
+        return _UP | (_UV if self.verified else 0) | (_BE if self.synchronised else 0)
 
     def _client_data(self, kind: str, challenge: str) -> bytes:
         return json.dumps({"type": kind, "challenge": challenge, "origin": self.origin, "crossOrigin": False}).encode()
