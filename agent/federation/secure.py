@@ -194,7 +194,8 @@ class SecureHandler:
         if governed is not None:
             governed.still_permitted(run)
         if governed is not None and run.permit is not None:
-            governed.gate.note_sent(run.permit, _receipt(run, accepted, upload.frame), run.study)
+            with _witnessed():
+                governed.gate.note_sent(run.permit, _receipt(run, accepted, upload.frame), run.study)
         self._settings.on_sent(run.study.id, accepted.attempt.cohort, len(upload.frame.payload))
         if upload.declined is not None and contribution is not None:
             self._pause(run, study, "rounds.not_encodable")

@@ -122,7 +122,11 @@ class Gate(Protocol):
         ...
 
     def note_sent(self, permit: Permit, receipt: Receipt, study: Study) -> None:
-        """Something is about to leave; it may, once this returns."""
+        """Something is about to leave; it may, once this returns.
+
+        Raises:
+            OperatorError: It left already (`rounds.put_back`).
+        """
         ...
 
     def note_refused(self, study: str, rule: str) -> None:

@@ -48,8 +48,17 @@ _WITHOUT_STEWARD: Final = frozenset({"approved", "dataset_unchanged"})
 log = structlog.get_logger()
 
 
-class AppendingLog(Protocol):
+class DecisionLog(Protocol):
     """What is needed of the audit log."""
+
+    @property
+    def size(self) -> int:
+        """How many leaves it has."""
+        ...
+
+    def leaves(self, start: int, stop: int, /) -> Iterable[Leaf]:
+        """Leaves from `start` to before `stop`."""
+        ...
 
     def append(self, leaf: Leaf, /) -> int:
         """Add a leaf; returns its index, once it is on the disk."""
@@ -112,7 +121,7 @@ class StudyGate:
 
     def __init__(
         self,
-        audit: AppendingLog,
+        audit: DecisionLog,
         book: ApprovalBook,
         budget: BudgetDesk,
         uploads: Uploads,
@@ -131,6 +140,7 @@ class StudyGate:
         self._digests = digests
         self._clock = clock
         self._models = _ModelDigests()
+        self._turns = _Turns(audit)
         self._decided: dict[tuple[str, str], tuple[str, Decision, int]] = {}
         self._refusals: dict[tuple[str, str], float] = {}
         self._lock = threading.Lock()
@@ -221,7 +231,12 @@ class StudyGate:
         self._uploads.check()
 
     def note_sent(self, permit: Permit, receipt: Receipt, study: Study) -> None:
-        """Write the receipt of what is about to leave."""
+        """Write the receipt of what is about to leave.
+
+        Raises:
+            OperatorError: The log has a receipt of that round already, or of a later one (`rounds.put_back`).
+        """
+        self._turns.check(permit, receipt)
         self._audit.append(
             UpdateSent(
                 at_s=self._now_s(),
@@ -327,6 +342,34 @@ class StudyGate:
             self._decided[key] = (matter.dataset_digest, decision, leaf)
         log.info("permit_decided", study=matter.study, dataset=matter.dataset, permitted=decision.permitted)
         return leaf
+
+
+class _Turns:
+    """The last turn (round, attempt) of each study that left each data set, by the log's receipts.
+
+    The record of rounds says that too (`agent.federation.journal`), and an older one can be put back; not an older log.
+    """
+
+    def __init__(self, audit: DecisionLog) -> None:
+        self._audit = audit
+        self._read = 0
+        self._last: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def check(self, permit: Permit, receipt: Receipt) -> None:
+        size = self._audit.size
+        for leaf in self._audit.leaves(self._read, size):
+            if isinstance(leaf, UpdateSent):
+                self._last[leaf.study_digest, leaf.dataset] = (leaf.round, leaf.attempt)
+        self._read = size
+        last = self._last.get((permit.study_digest, permit.dataset))
+        if last is not None and (receipt.round_number, receipt.attempt) <= last:
+            raise OperatorError(
+                "rounds.put_back",
+                f"Round {receipt.round_number} of the study {permit.study} left this box already, as its audit log "
+                "says: the box's record of rounds is an older one, or lost.",
+                next_step="Nothing left a second time. Put the newest state back; if it is lost, the study cannot go "
+                "on here.",
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
-from agent.core.errors import NetworkError
+from agent.audit.leaves import UpdateSent
+from agent.core.errors import NetworkError, OperatorError
 from agent.core.wire import Frame, Stage
+from agent.governance.admission import Receipt
+from tests.simulators.gate_scene import SITES, gate_scene
 from tests.simulators.scripted_line import ScriptedLine
 from tests.unit.coordinator.test_secure import Federation
 
@@ -67,6 +70,27 @@ def test_record_of_rounds_rewritten(tmp_path: Path, attack: Callable[[Federation
     with pytest.raises(NetworkError, match=VICTIM):
         federation.run(line)
     assert [event["round"] for event in federation.events("round")] == [1]
+
+
+@pytest.mark.parametrize("again", [(2, 1), (1, 1), (1, 9), (0, 1)])
+def test_record_of_rounds_put_back_to_an_older_one(tmp_path: Path, again: tuple[int, int]) -> None:
+    """The journal cannot tell that it is an older one; the audit log, which the witness watches, has the receipts."""
+    scene = gate_scene(tmp_path)
+    scene.approve()
+    permit = scene.gate.admit(scene.candidate)
+    scene.gate.reserve(permit, scene.study)
+    for turn in ((1, 1), (2, 1)):
+        scene.gate.note_sent(permit, _receipt(turn), scene.study)
+    with pytest.raises(OperatorError) as refused:
+        scene.gate.note_sent(permit, _receipt(again), scene.study)
+    assert refused.value.code == "rounds.put_back"
+    for turn in ((2, 2), (3, 1)):
+        scene.gate.note_sent(permit, _receipt(turn), scene.study)
+    assert len(scene.leaves(UpdateSent)) == 4
+
+
+def _receipt(turn: tuple[int, int]) -> Receipt:
+    return Receipt(*turn, bytes(32), SITES, 100, "5a" * 32, last=False)
 
 
 def test_a_box_whose_record_nobody_touched_goes_on_after_the_same_restart(tmp_path: Path) -> None:

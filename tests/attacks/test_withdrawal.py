@@ -162,6 +162,14 @@ def test_disk_found_rolled_back_while_training(masking: Masking, monkeypatch: py
     assert (masking.session.masked, masking.gate.sent) == (0, [])
 
 
+def test_round_that_left_already_leaves_no_second_time(masking: Masking, monkeypatch: pytest.MonkeyPatch) -> None:
+    def known(*_: object) -> None:
+        raise OperatorError("rounds.put_back", "Played.", next_step="None.")
+
+    monkeypatch.setattr(PermittingGate, "note_sent", known)
+    assert refusal(masking.upload) is Refusal.NOT_PERMITTED
+
+
 def test_run_closed_while_the_answer_waits_for_the_link(rounds: Rounds) -> None:
     rounds.answer(Frame(STUDY_ID, Stage.CLOSE, 0))
     assert refusal(lambda: rounds.check_still_stands(waiting())) is Refusal.NOT_PERMITTED
