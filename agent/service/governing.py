@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -72,6 +73,27 @@ class Governance:
     handlers: Handlers
 
 
+@dataclass(frozen=True, slots=True)
+class SteadyClock:
+    """The service's clock, never before the latest signed time: set back, it would revive what has expired (rule 13).
+
+    Args:
+        clock: The service's.
+        now_s: Seconds since 1970, not before the latest signed time.
+    """
+
+    clock: Clock
+    now_s: Callable[[], int]
+
+    def now(self) -> datetime:
+        """Wall-clock time, aware, in UTC."""
+        return max(self.clock.now(), datetime.fromtimestamp(self.now_s(), UTC))
+
+    def monotonic_s(self) -> float:
+        """Seconds that never run backwards."""
+        return self.clock.monotonic_s()
+
+
 @contextmanager
 def open_governance(
     config: AgentConfig,
@@ -101,7 +123,7 @@ def open_governance(
         tell("governance", UNGOVERNED)
         yield None
         return
-    state = config.node.state_directory
+    state, clock = config.node.state_directory, SteadyClock(clock, company.now_s)
     subject = Subject(company.digest, affiliation.site, company.node)
     with _open_log(state / "audit", subject, vault, company.now_s) as audit:
         _note_start(audit, company)
