@@ -52,9 +52,10 @@ lint: setup
 bench: setup
 	$(PY) -m tests.bench $(ROWS)
 
-# Pages of docs/ that are made from the code.
+# Pages and pictures of docs/ that are made from the code.
 docs: setup
 	$(PY) -m tests.handbook
+	$(PY) -m tests.handbook.console
 
 setup: $(SETUP)
 

@@ -236,7 +236,7 @@ class PlayedBox:
             round=number,
             rounds=view.rounds,
             attempt=1,
-            stage="masked_input",
+            stage="masked-input",
             cohort=SITES,
             bytes=UPDATE_BYTES,
             started_s=self.now_s + 3 * number,

@@ -64,8 +64,7 @@ def answers(origin: str) -> bool:
 def test_a_study_is_approved_in_the_browser_run_by_the_agents_and_withdrawn_in_mid_run(
     superlink: RunningSuperLink, tmp_path: Path
 ) -> None:
-    changes = {"use": PURPOSE, "rounds": 20, "round_deadline_s": 8.0}
-    with SecureConsortium.found(superlink, tmp_path, **changes) as consortium:
+    with SecureConsortium.found(superlink, tmp_path, use=PURPOSE, rounds=20, round_deadline_s=8.0) as consortium:
         box, study = consortium.box("b"), consortium.assignment.study.id
         others = [Deciding(site) for site in consortium.sites if site != box.site]
         for each in consortium.boxes.values():

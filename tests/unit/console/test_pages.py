@@ -300,3 +300,23 @@ def test_a_fault_of_ours_is_said_without_its_inside(house: House, monkeypatch: p
     assert "ZeroDivisionError" not in answer.text
     assert "console.internal" in answer.text
     assert software_version() not in answer.headers.get("server", "")
+
+
+@pytest.mark.parametrize(("number", "words"), [(0, "Before the first round"), (21, "After the last round")])
+def test_what_is_no_round_of_training_is_called_by_its_name(house: House, number: int, words: str) -> None:
+    surfer = house.steward()
+    surfer.approve(RISK)
+    house.box.turn(RISK)
+    house.box.played[RISK] = house.box.played[RISK].model_copy(update={"round": number})
+    text = parse(surfer.get("/rounds")).text
+    assert words in text
+    assert f"Round {number} of" not in text
+
+
+def test_the_record_says_in_a_line_what_left_and_what_was_decided(house: House) -> None:
+    surfer = house.steward()
+    surfer.approve(RISK)
+    house.box.turn(RISK)
+    text = parse(surfer.get("/record")).text
+    assert f"Masked update sent {RISK} - round 1, 2.4 MB" in text
+    assert f"Permit decided {TRIAGE} - not permitted" in text
