@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from threading import Thread
 from typing import Final
 
 from agent.audit.bundle import Voucher, encode_bundle
@@ -18,6 +19,8 @@ from agent.service.witnessing import WitnessDesk
 
 MAX_SEARCHED: Final = 5000
 """Leaves that one answer looks at; the asker goes on from where it ended."""
+WITNESS_WAIT_S: Final = 3.0
+"""How long an export waits for its newest leaves to be cosigned."""
 MAX_ANSWER_BYTES: Final = 48_000
 _MOST_ESCAPED: Final = 1.5
 """How much longer a piece of an export may become as JSON text, before a shorter one is sent."""
@@ -37,6 +40,7 @@ class AuditDesk:
     witnesses: WitnessDesk
     voucher: Callable[[], Voucher]
     _exported: tuple[int, bytes] = field(default=(0, b""), repr=False)
+    _asking: Thread | None = field(default=None, repr=False)
 
     def handlers(self) -> Handlers:
         """By the request's word."""
@@ -75,7 +79,7 @@ class AuditDesk:
         """
         size = request.size or self.audit.size
         if request.offset == 0:
-            self.witnesses.bring_up_to(size)
+            self._ask_witnesses(size)
         if size > self.audit.size:
             raise _no_such_piece()
         if self._exported[0] != size:
@@ -88,6 +92,13 @@ class AuditDesk:
         if request.offset + len(text.encode()) >= len(data):
             self._exported = 0, b""
         return ExportPiece(size=size, offset=request.offset, text=text, total=len(data))
+
+    def _ask_witnesses(self, size: int) -> None:
+        """Give them a moment to cosign; one that keeps silent must not keep a withdrawal waiting behind this."""
+        if self._asking is None or not self._asking.is_alive():
+            self._asking = Thread(target=self.witnesses.bring_up_to, args=(size,), name="export", daemon=True)
+            self._asking.start()
+        self._asking.join(WITNESS_WAIT_S)
 
 
 def _piece(data: bytes) -> str:

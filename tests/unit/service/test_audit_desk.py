@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from agent.core.clock import SystemClock
 from agent.core.errors import OperatorError, SecureHealthError
 from agent.identity.key import init_key
 from agent.identity.session import SessionKeeper, Subject
+from agent.service import audit_desk
 from agent.service.audit_desk import AuditDesk
 from agent.service.control import MAX_LINE_BYTES, ControlDesk, ControlSocket
 from agent.service.governing import voucher_of
+from agent.service.requests import AuditExportRequest
 from agent.service.running_box import RunningBox
 from agent.service.state import AgentStatus
 from agent.service.witnessing import WitnessDesk
@@ -107,3 +110,22 @@ def test_what_is_not_there_is_not_exported(box: RunningBox) -> None:
     total = box.export(0, 0).total
     with pytest.raises(SecureHealthError):
         box.export(LEAVES + 1, total + 1)
+
+
+def test_a_witness_that_keeps_silent_keeps_nobody_waiting(desk: AuditDesk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control socket answers one after the other: a steward's withdrawal would wait behind the export."""
+    asked, release = list[int](), threading.Event()
+
+    def silent(size: int) -> None:
+        asked.append(size)
+        release.wait(30)
+
+    monkeypatch.setattr(audit_desk, "WITNESS_WAIT_S", 0.01)
+    monkeypatch.setattr(WitnessDesk, "bring_up_to", lambda _, size: silent(size))
+    for _ in range(3):
+        assert desk.export(AuditExportRequest(request="audit-export")).total
+    assert asked == [LEAVES + 1]
+    release.set()
+    assert desk._asking is not None
+    desk._asking.join(5)
+    assert not desk._asking.is_alive()
