@@ -168,6 +168,7 @@ class ApprovalBook:
         self._counters = StewardCounters(directory / COUNTERS_FILE_NAME)
         self._read = 0
         self._given: dict[int, GivenApproval] = {}
+        self._refused: dict[tuple[str, str], set[str]] = {}
         self._requests: dict[int, _Request] = {}
         self._last = _load_last(directory / SEQUENCE_FILE_NAME)
         self._verified: set[tuple[str, StewardFile]] = set()
@@ -243,6 +244,9 @@ class ApprovalBook:
                 if (request.challenge.study_digest, request.challenge.dataset) != (matter.study_digest, matter.dataset)
             }
             self._requests = kept
+            self._look()
+            if named.steward in self._refused.get((matter.study_digest, matter.dataset), ()):
+                return  # it takes no key to refuse: nobody fills the log by saying it again
             leaf = ApprovalRefused(
                 at_s=self._now_s(),
                 study=matter.study,
@@ -315,6 +319,9 @@ class ApprovalBook:
         for leaf in self._audit.leaves(self._read, size):
             if isinstance(leaf, ApprovalGiven):
                 self._given.setdefault(leaf.sequence, GivenApproval(leaf))  # a number that comes twice counts once
+                self._refused.pop((leaf.study_digest, leaf.dataset), None)
+            elif isinstance(leaf, ApprovalRefused):
+                self._refused.setdefault((leaf.study_digest, leaf.dataset), set()).add(leaf.steward)
             elif isinstance(leaf, ApprovalWithdrawn) and leaf.sequence in self._given:
                 self._given[leaf.sequence] = replace(self._given[leaf.sequence], withdrawn_by=leaf.steward)
         self._read = size

@@ -485,6 +485,22 @@ def test_refusal_ends_what_was_asked_and_not_signed(desk: Desk, steward: Passkey
         desk.book.accept(approval_by(steward, asked))
 
 
+def test_a_flood_of_refusals_does_not_fill_the_log(desk: Desk, steward: PasskeySteward) -> None:
+    for _ in range(3):
+        desk.book.refuse(MATTER, steward.record.steward)
+    assert desk.audit.size == 1
+    challenge = desk.ask(MATTER)
+    desk.book.refuse(MATTER, steward.record.steward)
+    assert refused(desk, approval_by(steward, challenge)).code == "approval.not_asked"
+    assert desk.audit.size == 1
+    desk.restart()
+    desk.book.refuse(MATTER, steward.record.steward)
+    assert desk.audit.size == 1
+    desk.approve(steward, MATTER)
+    desk.book.refuse(MATTER, steward.record.steward)
+    assert desk.audit.size == 3
+
+
 def test_a_flood_of_requests_is_bounded(desk: Desk, steward: PasskeySteward) -> None:
     first = desk.ask(MATTER)
     for _ in range(100):
