@@ -12,7 +12,8 @@ from agent.core.wire import Frame, Stage
 MAX_STUDIES: Final = 40
 STALE_S: Final = 900.0
 """A round whose next leg has not come for so long is no longer under way."""
-_LAST: Final = {Stage.PLAIN, Stage.REVEAL}
+_LAST: Final = {Stage.PLAIN, Stage.AGREE, Stage.REVEAL}
+"""Legs that may be a round's last; the keys of those who vanished are revealed after the others have agreed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ class RoundBoard:
                 )
             while len(self._rounds) >= MAX_STUDIES:
                 del self._rounds[next(iter(self._rounds))]
-            self._rounds[frame.study] = replace(known, stage=frame.stage.value, heard_s=now_s)
+            self._rounds[frame.study] = replace(known, stage=frame.stage.value, heard_s=now_s, over=False)
 
     def note_sent(self, study: str, cohort: tuple[str, ...], size: int) -> None:
         """An update of the round left."""

@@ -83,7 +83,8 @@ def test_a_study_runs_once_every_steward_approved_and_not_before(superlink: Runn
         study = consortium.assignment.study.id
         consortium.launch()
         first = consortium.box("a")
-        wait_until(lambda: first.events("message_refused") != [], limit_s=60, what="it is refused")
+        boxes = consortium.boxes.values()
+        wait_until(lambda: all(box.events("message_refused") for box in boxes), limit_s=60, what="all refuse")
         line = ask(first).study(study).line
         assert (line.state, line.rule) == ("waiting", "approved")
         assert not any(box.events("masked_input_sent") for box in consortium.boxes.values())

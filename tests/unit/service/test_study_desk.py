@@ -146,6 +146,6 @@ def test_rounds_are_shown_while_they_are_under_way(box: Box) -> None:
     (view,) = box.asked.rounds()
     assert (view.round, view.cohort, view.bytes, view.seconds, view.under_way) == (2, SITES, 4096, 2.5, True)
     assert box.asked.studies()[0].running
-    box.board.note_answered(Frame(STUDY_ID, Stage.REVEAL, 2, 1))
+    box.board.note_answered(Frame(STUDY_ID, Stage.AGREE, 2, 1))
     (view,) = box.asked.rounds()
     assert not view.under_way
