@@ -66,7 +66,7 @@ def act_routes(box: Box) -> APIRouter:
             box.complete_approval(approval_record(steward, payload, asked.answer))
         else:
             box.complete_withdrawal(sequence, withdrawal_proof(steward, asked.answer))
-        del asked.session.pending[sequence]
+        asked.session.pending.pop(sequence, None)  # a second press of the button may have been quicker
         return JSONResponse({"to": f"/studies/{pending.study}"})
 
     return router

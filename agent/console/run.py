@@ -13,6 +13,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from typing_extensions import override
 
+from agent.console.connection import ImpatientProtocol
 from agent.core.config import ConsoleSection
 from agent.core.errors import OperatorError
 
@@ -58,7 +59,7 @@ def _configured(app: ASGIApp, settings: ConsoleSection) -> uvicorn.Config:
         tls = {"ssl_certfile": str(settings.certificate), "ssl_keyfile": str(settings.private_key)}
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=ImpatientProtocol,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import pytest
 
+from agent.console.connection import MAX_FROM_ADDRESS, ImpatientProtocol
 from agent.console.guard import BURST, MAX_BODY_BYTES
 from agent.console.words import LANGUAGES
 from agent.core.base64url import decode_bytes, encode_bytes
+from tests.simulators.console import reserved, served
 from tests.simulators.passkey import PlayedPasskey
-from tests.simulators.played_box import RISK, TRIAGE, WOUNDS, refusals, risk_study
+from tests.simulators.played_box import RISK, TRIAGE, WOUNDS, PlayedBox, refusals, risk_study
 from tests.simulators.surfer import LAN, LOOPBACK, House, Surfer, parse
 
 ELSEWHERE = "https://elsewhere.example"
@@ -445,3 +449,30 @@ def test_who_asks_without_end_is_answered_no_more_until_time_has_passed(house: H
     assert (answers[0], answers[-1]) == (200, 429)
     house.clock.move(1)
     assert surfer.get("/static/mark.svg").status_code == 200
+
+
+def test_who_never_finishes_asking_is_hung_up_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImpatientProtocol, "patience_s", 0.2)
+    with reserved() as place, served(place, PlayedBox(tmp_path)) as origin:
+        port = int(origin.rpartition(":")[2])
+        for said in (b"", b"GET / HTTP/1.1\r\nhost: localhost\r\nx-slow: "):
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as slow:
+                slow.sendall(said)
+                assert hung_up(slow)
+
+
+def test_one_address_takes_only_so_many_connections(tmp_path: Path) -> None:
+    with reserved() as place, served(place, PlayedBox(tmp_path)) as origin, ExitStack() as stack:
+        port = int(origin.rpartition(":")[2])
+        for _ in range(MAX_FROM_ADDRESS):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+        one_more = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+        assert hung_up(one_more)
+
+
+def hung_up(channel: socket.socket) -> bool:
+    """Waits for the other side; whether it ended the connection without a word."""
+    try:
+        return channel.recv(1) == b""
+    except ConnectionResetError:
+        return True
