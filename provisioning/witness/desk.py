@@ -156,6 +156,9 @@ class Witness:
                 if (known.key.hex(), known.opened) != (said.log_key, digest):
                     raise _history_hidden(said)
                 return
+            # Whoever names a log of a box that is yet to come would keep that box from ever being witnessed.
+            if not said.origin.endswith(f"/{said.site}/{said.node}/{said.log_key[:8]}"):
+                raise _not_taken("its log has another box's name")
             before = self._store.newest_of(said.site, said.node)
             if before is not None:
                 _check_previous(first.previous, before, said)

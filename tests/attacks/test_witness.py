@@ -342,6 +342,21 @@ def test_origin_taken_by_another_box_is_refused(scene: Scene) -> None:
         assert code_of(lambda: scene.register(log, box=neighbour)) == "audit.history_hidden"
 
 
+def test_origin_of_a_box_that_is_yet_to_come_taken_before_it(scene: Scene) -> None:
+    neighbour = BeatingBox(scene.repository.root_digest, A)
+    site = scene.repository.played[A]
+    site.add_node(neighbour.root.public_key())
+    site.sign()
+    scene.repository.publish()
+    scene.clock.move(3)
+    with scene.begin(scene.log()) as log:
+        with AuditLog.open(scene.place / "neighbour", Ed25519PrivateKey.generate(), log.origin) as squatter:
+            squatter.append(scene.opened(squatter, box=neighbour))
+            assert code_of(lambda: scene.register(squatter, box=neighbour)) == "audit.not_registered"
+        scene.register(log)
+        assert submit(log, scene.witness.post, scene.witness.key).size == log.size
+
+
 # Witnesses that are none, or lie.
 
 
