@@ -18,6 +18,7 @@ from agent.service.doctor import (
     key,
     memory,
     names,
+    policy,
     proxy,
     registrar,
     repository,
@@ -49,6 +50,7 @@ CHECKS: Final[Mapping[str, Check]] = MappingProxyType(
         "memory": memory.check,
         "GPU": gpu.check,
         "data sets": datasets.check,
+        "policy": policy.check,
     }
 )
 

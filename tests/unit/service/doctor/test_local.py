@@ -12,10 +12,11 @@ from tpm2_pytss import ESAPI
 from agent.core.errors import Fault
 from agent.enrolment.record import other_key
 from agent.identity.key import Presence, PresenceState, init_key
-from agent.service.doctor import datasets, disk, gpu, key, memory, tpm, unit
+from agent.service.doctor import datasets, disk, gpu, key, memory, policy, tpm, unit
 from agent.service.doctor.examination import examine
 from agent.service.doctor.finding import Finding, Outcome
 from agent.service.state import AgentStatus
+from tests.simulators.governed import write_policy
 from tests.simulators.swtpm import shared_maker
 from tests.unit.data.tables import table
 from tests.unit.enrolment.test_record import RECORD
@@ -193,6 +194,17 @@ def test_data_sets(place: Place, tmp_path: Path) -> None:
     finding = examine(box, datasets.check)
     assert finding.outcome is Outcome.OK
     assert "ward-3" in finding.sentence
+
+
+def test_the_sites_policy(place: Place, tmp_path: Path) -> None:
+    assert examine(place.box(), policy.check).outcome is Outcome.NOT_APPLICABLE
+    box = place.box('[governance]\npolicy = "policy.toml"\n')
+    assert told(examine(box, policy.check)) == (Outcome.WARN, "policy.unreadable")
+    (tmp_path / "policy.toml").write_text("[policy]\n")
+    assert "no data set" in examine(box, policy.check).sentence
+    write_policy(tmp_path / "policy.toml", dataset="ward-3")
+    finding = examine(box, policy.check)
+    assert (finding.outcome, "ward-3" in finding.sentence) == (Outcome.OK, True)
 
 
 def test_an_agent_that_does_not_run_waits_or_is_well(place: Place) -> None:
