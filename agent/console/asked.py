@@ -24,6 +24,8 @@ MAX_FIELDS: Final = 16
 MAX_COOKIE: Final = 4096
 _OWN_PAGE: Final = re.compile(r"/(?!/)[a-z0-9/-]{0,200}")
 _ASSETS: Final = "/static/"
+_LIVE: Final = b"x-live"
+"""A page says by this header that it updates itself: nobody is there for that."""
 
 
 class SessionGate:
@@ -49,7 +51,8 @@ class SessionGate:
             await self._app(scope, receive, send)
             return
         told = _cookie_of(scope, self._cookie)
-        session = self._shelf.find(told) or self._shelf.begin()
+        by_itself = _LIVE in dict(scope["headers"])
+        session = self._shelf.find(told, used=not by_itself) or self._shelf.begin()
 
         async def with_cookie(message: Message) -> None:
             if message["type"] == "http.response.start" and session.name != told:

@@ -114,8 +114,13 @@ class SessionShelf:
         self._lock = threading.Lock()
         self._sessions: OrderedDict[str, Session] = OrderedDict()
 
-    def find(self, name: str) -> Session | None:
-        """The session of a cookie; None where there is none, or its time is over."""
+    def find(self, name: str, *, used: bool = True) -> Session | None:
+        """The session of a cookie; None where there is none, or its time is over.
+
+        Args:
+            name: The cookie.
+            used: Whether a person uses it; else a page updates itself.
+        """
         with self._lock:
             session = self._sessions.get(name)
             if session is None:
@@ -124,8 +129,9 @@ class SessionShelf:
             if now_s - session.seen_s > IDLE_LIMIT_S or now_s - session.began_s > WHOLE_LIMIT_S:
                 del self._sessions[name]
                 return None
-            session.seen_s = now_s
-            self._sessions.move_to_end(name)
+            if used:
+                session.seen_s = now_s
+                self._sessions.move_to_end(name)
             return session
 
     def begin(self) -> Session:

@@ -13,6 +13,7 @@ import pytest
 
 from agent.console.connection import MAX_FROM_ADDRESS, ImpatientProtocol
 from agent.console.guard import BURST, MAX_BODY_BYTES
+from agent.console.sessions import IDLE_LIMIT_S
 from agent.console.words import LANGUAGES
 from agent.core.base64url import decode_bytes, encode_bytes
 from tests.simulators.console import reserved, served
@@ -162,6 +163,16 @@ def test_a_session_that_signed_out_is_over(lan: House) -> None:
     assert stolen.get("/").status_code == 200
     surfer.post("/sign-out")
     assert stolen.get("/").headers["location"] == "/sign-in"
+
+
+def test_a_page_that_updates_itself_keeps_nobody_signed_in(lan: House) -> None:
+    surfer = lan.steward()
+    surfer.sign_in()
+    for _ in range(3):
+        assert surfer.get("/", x_live="1").status_code == 200
+        lan.clock.move(IDLE_LIMIT_S / 3)
+    lan.clock.move(1)
+    assert surfer.get("/", x_live="1").headers["location"] == "/sign-in"
 
 
 # Without the key

@@ -129,11 +129,19 @@ const refresh = () => {
   }
   const request = new XMLHttpRequest();
   request.open("GET", location.href);
+  request.setRequestHeader("x-live", "1");
   request.responseType = "document";
   request.timeout = 10000;
   request.onload = () => {
-    const fresh = request.status === 200 && request.response && request.response.querySelector("[data-live]");
-    if (!fresh || fresh.textContent === live.textContent) {
+    if (request.status !== 200 || !request.response) {
+      return;
+    }
+    const fresh = request.response.querySelector("[data-live]");
+    if (!fresh) {
+      location.reload(); // the session is over: the door
+      return;
+    }
+    if (fresh.textContent === live.textContent) {
       return;
     }
     const open = [...live.querySelectorAll("details")].map((each) => each.open);
