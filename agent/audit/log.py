@@ -308,6 +308,17 @@ def log_origin(consortium: str, site: str, node: str, key: Ed25519PrivateKey) ->
     return f"secur-e-health/{consortium}/{site}/{node}/{key.public_key().public_bytes_raw().hex()[:8]}"
 
 
+def recorded_origin(directory: Path) -> str:
+    """The name under which the log that lies here signed last; empty where there is none. Nothing is verified.
+
+    Raises:
+        HardwareError: It cannot be read.
+    """
+    if not (directory / LOG_FILE_NAME).exists():
+        return ""
+    return _last_note(directory).partition("\n")[0]
+
+
 def retire(directory: Path) -> str:
     """Put a log aside whose key the box has no longer; its file stays beside the new one.
 
@@ -320,15 +331,21 @@ def retire(directory: Path) -> str:
     path = directory / LOG_FILE_NAME
     if not path.exists():
         return ""
+    note = _last_note(directory)
+    with _disk():
+        number = max(map(retired_number, directory.glob(PATTERN)), default=-1) + 1
+        path.rename(directory / f"log.{number}.sqlite")
+        sync_directory(directory)
+    return note
+
+
+def _last_note(directory: Path) -> str:
     with _disk():
         database = _connect(directory)
         try:
             row = database.execute("SELECT note FROM head").fetchone()
         finally:
             database.close()
-        number = max(map(retired_number, directory.glob(PATTERN)), default=-1) + 1
-        path.rename(directory / f"log.{number}.sqlite")
-        sync_directory(directory)
     return str(row[0]) if row else ""
 
 

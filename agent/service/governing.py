@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from agent.audit.bundle import Voucher
 from agent.audit.leaves import AgentStarted, Leaf, LogOpened, ReleaseInstalled, StewardEnrolled
-from agent.audit.log import AuditLog, log_origin, retire
+from agent.audit.log import AuditLog, log_origin, recorded_origin, retire
 from agent.audit.retired import last_checkpoint, retired_leaves
 from agent.core.box_view import MAX_LISTED, BudgetAnswer
 from agent.core.clock import Clock
@@ -43,6 +43,8 @@ from agent.statements.kinds import AuditLogKey
 from agent.trust.records import WitnessRecord
 
 LOG_PURPOSE: Final = "audit log signing v1"
+ORIGIN_FILE_NAME: Final = "origin"
+"""Beside the log: its name, once it has begun."""
 UNGOVERNED: Final = (
     "Demonstration: studies run here without permit, approval or audit log, as the configuration has no [governance]."
 )
@@ -171,9 +173,11 @@ def _open_log(directory: Path, subject: Subject, vault: Vault, now_s: Callable[[
     """Open this box's log; one of an earlier enrolment is put aside, and its end begins the new one."""
     key = Ed25519PrivateKey.from_private_bytes(vault.key_for(LOG_PURPOSE))
     origin = log_origin(subject.consortium[:16], subject.site, subject.node, key)
-    _put_aside(directory, origin)
+    begun = _put_aside(directory, origin)
     with AuditLog.open(directory, key, origin) as audit:
         if audit.size == 0:
+            if begun:
+                raise _log_lost()
             audit.append(
                 LogOpened(
                     at_s=now_s(),
@@ -185,24 +189,43 @@ def _open_log(directory: Path, subject: Subject, vault: Vault, now_s: Callable[[
                     previous=last_checkpoint(directory),
                 )
             )
+        if not begun:
+            with _disk():
+                store_atomically(directory / ORIGIN_FILE_NAME, origin.encode())
         yield audit
 
 
-def _put_aside(directory: Path, origin: str) -> None:
-    """Retire the log that lies here if it is of another enrolment."""
-    path = directory / "origin"
-    try:
+def _put_aside(directory: Path, origin: str) -> bool:
+    """Retire the log that lies here if it is of another enrolment; returns whether this one's was begun before."""
+    path = directory / ORIGIN_FILE_NAME
+    with _disk():
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        known = path.read_text(encoding="ascii") if path.exists() else origin
-        if known != origin:
+        known = path.read_text(encoding="ascii") if path.exists() else ""
+        # The power may have gone when the new log had begun, and its name was not written down yet.
+        if known not in {"", origin} and recorded_origin(directory) != origin:
             retire(directory)
-        store_atomically(path, origin.encode())
+    return known == origin
+
+
+@contextmanager
+def _disk() -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise HardwareError(
             "audit.disk",
             f"The audit log cannot be written: {error.strerror}.",
             next_step="Free space on the box's disk, or replace it; until then nothing leaves this box.",
         ) from error
+
+
+def _log_lost() -> HardwareError:
+    return HardwareError(
+        "audit.disk_lost",
+        "This box kept an audit log, and it is not on the disk any more: what studies spent is not known.",
+        next_step="Put the log back from the box's own backup. If it is lost for good, tell the consortium and its "
+        "witness; once the site has decided about its budgets, remove the file audit/origin of the state directory.",
+    )
 
 
 def _note_start(audit: AuditLog, company: Company) -> None:

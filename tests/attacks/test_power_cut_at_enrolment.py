@@ -14,6 +14,7 @@ import pytest
 from agent.audit.leaves import LogOpened
 from agent.audit.log import AuditLog, retire
 from agent.audit.retired import retired_leaves
+from agent.core.errors import HardwareError
 from agent.identity.session import Subject
 from agent.identity.vault import Vault
 from agent.service import governing
@@ -73,3 +74,18 @@ def test_retired_log_never_takes_anothers_place(tmp_path: Path) -> None:
     retire(tmp_path)
     assert (tmp_path / "log.1.sqlite").read_bytes() == kept
     assert (tmp_path / "log.2.sqlite").exists()
+
+
+@pytest.mark.parametrize("leaves_behind", [None, b""])
+def test_log_that_is_gone_is_not_begun_anew_as_if_nothing_had_been_spent(
+    tmp_path: Path, leaves_behind: bytes | None
+) -> None:
+    start(tmp_path, FIRST)
+    log = tmp_path / "log.sqlite"
+    log.unlink()
+    if leaves_behind is not None:
+        log.write_bytes(leaves_behind)
+    for _ in range(2):
+        with pytest.raises(HardwareError) as lost:
+            start(tmp_path, FIRST)
+        assert lost.value.code == "audit.disk_lost"
