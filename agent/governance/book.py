@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from agent.audit.leaves import ApprovalGiven, ApprovalRefused, ApprovalWithdrawn, Leaf
+from agent.audit.leaves import ApprovalGiven, ApprovalRefused, ApprovalWithdrawn, Leaf, StewardEnrolled
 from agent.core.errors import OperatorError, PeerProtocolError, SecureHealthError
 from agent.core.files import store_atomically
 from agent.core.ids import SiteID
@@ -169,6 +169,7 @@ class ApprovalBook:
         self._read = 0
         self._given: dict[int, GivenApproval] = {}
         self._refused: dict[tuple[str, str], set[str]] = {}
+        self._keys: dict[str, str] = {}
         self._requests: dict[int, _Request] = {}
         self._last = _load_last(directory / SEQUENCE_FILE_NAME)
         self._verified: set[tuple[str, StewardFile]] = set()
@@ -225,6 +226,7 @@ class ApprovalBook:
             check_certificate(steward, now_s=now_s)
             self._counters.check(steward.key_id, count)
             self._store(f"{challenge.sequence}.json", approval.encode())
+            self._note_key(steward)
             self._audit.append(_given_leaf(approval, now_s))
             del self._requests[challenge.sequence]
         log.info("study_approved", study=challenge.study, steward=steward.steward, sequence=challenge.sequence)
@@ -280,6 +282,7 @@ class ApprovalBook:
             count = verify_act(act, proof, steward, self._origins)
             self._counters.check(steward.key_id, count)
             self._store(f"{sequence}.withdrawal.json", proof.encode())
+            self._note_key(steward)
             leaf = ApprovalWithdrawn(
                 at_s=self._now_s(),
                 sequence=sequence,
@@ -320,11 +323,18 @@ class ApprovalBook:
             if isinstance(leaf, ApprovalGiven):
                 self._given.setdefault(leaf.sequence, GivenApproval(leaf))  # a number that comes twice counts once
                 self._refused.pop((leaf.study_digest, leaf.dataset), None)
+            elif isinstance(leaf, StewardEnrolled):
+                self._keys[leaf.steward] = leaf.key_id
             elif isinstance(leaf, ApprovalRefused):
                 self._refused.setdefault((leaf.study_digest, leaf.dataset), set()).add(leaf.steward)
             elif isinstance(leaf, ApprovalWithdrawn) and leaf.sequence in self._given:
                 self._given[leaf.sequence] = replace(self._given[leaf.sequence], withdrawn_by=leaf.steward)
         self._read = size
+
+    def _note_key(self, steward: StewardFile) -> None:
+        """The log must say which key a name stood for, also where its record came after the agent began."""
+        if self._keys.get(steward.steward) != steward.key_id:
+            self._audit.append(StewardEnrolled(at_s=self._now_s(), steward=steward.steward, key_id=steward.key_id))
 
     def _next(self) -> int:
         following = max(self._last, *self._given, 0) + 1

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from cryptography.hazmat.primitives import hashes
@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import ValidationError
 
+from agent.audit.leaves import ApprovalRefused, StewardEnrolled
 from agent.core.base64url import decode_bytes, encode_bytes
 from agent.core.errors import OperatorError, PeerProtocolError, SecureHealthError
 from agent.governance.approval import Approval, StewardProof, WebAuthnEvidence, parse_approval
@@ -37,6 +38,7 @@ from tests.simulators.steward import (
     proof_by,
 )
 
+LeafT = TypeVar("LeafT")
 MATTER = Matter("heart-risk", "5d" * 32, "cleveland", "da" * 32, 2.0)
 
 
@@ -485,20 +487,35 @@ def test_refusal_ends_what_was_asked_and_not_signed(desk: Desk, steward: Passkey
         desk.book.accept(approval_by(steward, asked))
 
 
+def leaves(desk: Desk, kind: type[LeafT]) -> list[LeafT]:
+    return [leaf for leaf in desk.audit.leaves(0, desk.audit.size) if isinstance(leaf, kind)]
+
+
 def test_a_flood_of_refusals_does_not_fill_the_log(desk: Desk, steward: PasskeySteward) -> None:
     for _ in range(3):
         desk.book.refuse(MATTER, steward.record.steward)
-    assert desk.audit.size == 1
     challenge = desk.ask(MATTER)
     desk.book.refuse(MATTER, steward.record.steward)
     assert refused(desk, approval_by(steward, challenge)).code == "approval.not_asked"
-    assert desk.audit.size == 1
     desk.restart()
     desk.book.refuse(MATTER, steward.record.steward)
     assert desk.audit.size == 1
     desk.approve(steward, MATTER)
     desk.book.refuse(MATTER, steward.record.steward)
-    assert desk.audit.size == 3
+    assert len(leaves(desk, ApprovalRefused)) == 2
+
+
+def test_approval_denied_later_as_given_by_another_key_of_that_name(desk: Desk, steward: PasskeySteward) -> None:
+    """The hospital puts another key under the name: the log still says by which one the approval was given."""
+    desk.approve(steward, MATTER)
+    desk.approve(steward, replace(MATTER, study="other"))
+    successor = PasskeySteward(steward.record.steward)
+    desk.records.found[:] = [successor.record]
+    desk.approve(successor, MATTER)
+    kept = desk.audit.leaves(0, desk.audit.size)
+    kinds = [leaf.key_id if isinstance(leaf, StewardEnrolled) else leaf.kind for leaf in kept]
+    first, second = steward.record.key_id, successor.record.key_id
+    assert kinds == [first, "approval-given", "approval-given", second, "approval-given"]
 
 
 def test_a_flood_of_requests_is_bounded(desk: Desk, steward: PasskeySteward) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from agent.audit.leaves import ApprovalGiven, ApprovalRefused, ApprovalWithdrawn
+from agent.audit.leaves import ApprovalGiven, ApprovalRefused, ApprovalWithdrawn, StewardEnrolled
 from agent.audit.log import AuditLog
 from agent.core.errors import HardwareError, OperatorError
 from agent.governance import book as book_module
@@ -40,7 +40,8 @@ def test_each_decision_is_a_leaf_of_the_real_log(desk: Desk, audit: AuditLog) ->
     approval = book.accept(approval_by(steward, book.request(MATTER, not_after_s=NOW_S + 60)))
     book.refuse(replace(MATTER, dataset="hungarian"), "dr-a")
     book.withdraw(1, proof_by(steward, book.begin_withdrawal(1)))
-    given, refused, withdrawn = audit.leaves(0, audit.size)
+    enrolled, given, refused, withdrawn = audit.leaves(0, audit.size)
+    assert isinstance(enrolled, StewardEnrolled)
     assert isinstance(given, ApprovalGiven)
     assert (given.approval, given.epsilon, given.steward) == (approval.digest, None, "dr-a")
     assert isinstance(refused, ApprovalRefused)
