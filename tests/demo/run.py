@@ -184,8 +184,10 @@ def run_demo(
         _write(options, summary, scored.model)
         while_running()
     finally:
-        view.phase("stopping")
-        consortium.close()
+        try:
+            view.phase("stopping")
+        finally:
+            consortium.close()  # also where nobody reads any more what is shown
     return summary
 
 
