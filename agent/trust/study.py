@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from agent.core.errors import OperatorError
 from agent.core.ids import IdentifierText
@@ -32,6 +32,19 @@ CountryCode = Annotated[str, Field(pattern=r"^[A-Z]{2}$")]
 ShortText = Annotated[str, Field(max_length=300)]
 VisaToken = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*$", max_length=1 << 14)]
 """JWS compact serialisation (RFC 7515 7.1)."""
+
+
+def _to_utc(moment: datetime) -> datetime:
+    if moment.tzinfo is None:
+        raise ValueError("needs a time zone")
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("lies beyond all calendars") from None
+
+
+UTCTime = Annotated[datetime, AfterValidator(_to_utc)]
+"""In UTC, so that its date is the same for everybody, whatever time zone it was written in."""
 
 
 class _Statement(BaseModel):
@@ -280,7 +293,7 @@ class Study(_Statement):
     sites: tuple[IdentifierText, ...] = Field(min_length=1, max_length=MAX_SITES)
     rounds: int = Field(ge=1, le=10_000)
     round_deadline_s: float = Field(default=600.0, gt=0, le=7 * 86400)
-    expires: datetime
+    expires: UTCTime
     model: ModelSpec
     data: DataRequirement
     plan: TrainingPlan
@@ -295,8 +308,6 @@ class Study(_Statement):
     def _check(self) -> Self:
         if len(set(self.sites)) != len(self.sites):
             raise ValueError("a site is named twice")
-        if self.expires.tzinfo is None:
-            raise ValueError("expires needs a time zone")
         if self.privacy is not None and self.data.standardise == "federated":
             raise ValueError("noise withholds the sums of number fields, so standardise must be local or none")
         if self.plan.record_privacy is not None:

@@ -228,3 +228,22 @@ def test_no_policy_at_all_allows_nothing(tmp_path: Path) -> None:
         load_policy(tmp_path / "policy.toml")
     assert caught.value.code == "policy.unreadable"
     assert not evaluate(played_request(Policy())).permitted
+
+
+@pytest.mark.parametrize(
+    ("expires", "refused"), [("2026-12-31T23:00:00Z", False), ("2026-12-31T23:00:00-12:00", True)], ids=["utc", "bent"]
+)
+def test_a_time_limit_stretched_by_a_time_zone(issuer: PlayedIssuer, expires: str, refused: bool) -> None:
+    text = POLICY.replace('["DUO:0000042"]', '["DUO:0000042", "DUO:0000025"]').replace(
+        "minimum_rows = 30", "minimum_rows = 30\nlimits = { time_limit = { since = 2026-08-31, months = 4 } }"
+    )
+    request = played_request(played_policy(issuer, text), study=played_study(expires=expires))
+    assert [finding.rule for finding in evaluate(request).refusals] == ["duo_time_limit"] * refused
+
+
+@pytest.mark.parametrize("expires", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "2026-12-31T00:00:00"])
+def test_a_study_that_ends_beyond_all_calendars_hides_no_other_from_the_steward(expires: str) -> None:
+    """Such a time, in UTC, is none: whatever lists the studies would break over it."""
+    with pytest.raises(OperatorError, match="expires") as refused:
+        played_study(expires=expires)
+    assert refused.value.code == "study.invalid"
