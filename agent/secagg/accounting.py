@@ -115,7 +115,7 @@ def compute_epsilon(curve: Sequence[float], delta: float) -> float:
     """
     if not any(curve):
         return 0.0
-    if delta <= 0:
+    if delta <= 0 or not all(map(math.isfinite, curve)):
         return math.inf
     try:
         from dp_accounting import rdp  # noqa: PLC0415 - optional library, and a large one
@@ -138,6 +138,8 @@ def skellam_divergence(order: int, *, l1: float, l2: float, variance: float) -> 
         l2: Sensitivity in the L2 norm.
         variance: Of the noise in each coordinate.
     """
+    if not (variance**2):
+        return math.inf  # too little noise for a float to hold bounds nothing
     gaussian = order * l2**2 / (2 * variance)
     excess = ((2 * order - 1) * l2**2 + 6 * l1) / (4 * variance**2)
     return gaussian + min(excess, 3 * l1 / (2 * variance))
@@ -151,6 +153,8 @@ def sampled_gaussian_divergence(order: int, *, rate: float, multiplier: float) -
         rate: q, the chance of each record, 0 < q <= 1.
         multiplier: sigma, noise over the bound on one record.
     """
+    if not (multiplier**2):
+        return math.inf
     if rate == 1:
         return order / (2 * multiplier**2)
     logs = [
@@ -161,6 +165,8 @@ def sampled_gaussian_divergence(order: int, *, rate: float, multiplier: float) -
         for k in range(order + 1)
     ]
     top = max(logs)
+    if math.isinf(top):
+        return top
     return max(0.0, (top + math.log(math.fsum(math.exp(item - top) for item in logs))) / (order - 1))
 
 

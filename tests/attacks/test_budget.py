@@ -7,7 +7,7 @@ import math
 import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from agent.identity.tpm_counter import BUDGET_BASE_HANDLE, BUDGET_HANDLE, Reserv
 from agent.identity.tpm_device import TPMDevice
 from agent.identity.tpm_objects import find
 from agent.trust.study import Study
+from agent.trust.terms import aggregation_terms, check_privacy
 from tests.simulators.budgets import (
     DATASET,
     DELTA,
@@ -151,10 +152,16 @@ def test_a_study_whose_noise_is_odd(multiplier: float) -> None:
         record_study(multiplier=multiplier)
 
 
-def test_noise_that_bounds_nothing() -> None:
+@pytest.mark.parametrize("study", [record_study, hospital_study])
+@pytest.mark.parametrize("multiplier", [1e-9, 1e-160, 1e-200, 5e-324])
+def test_noise_that_bounds_nothing(study: Callable[..., Study], multiplier: float) -> None:
     """Its curve is beyond every number that means anything, and must not wrap round to something small."""
-    finding = PlayedBox().start().finding(record_study(multiplier=1e-9), digest_of(1), DATASET, allowing(record=100))
+    asked = study(multiplier=multiplier)
+    finding = PlayedBox().start().finding(asked, digest_of(1), DATASET, allowing(record=100, hospital=100))
     assert not finding.passed
+    with pytest.raises(OperatorError) as refused:
+        check_privacy(aggregation_terms(asked, digest_of(1)))
+    assert refused.value.code == "study.privacy_overspent"
 
 
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
