@@ -320,3 +320,17 @@ def test_the_record_says_in_a_line_what_left_and_what_was_decided(house: House) 
     text = parse(surfer.get("/record")).text
     assert f"Masked update sent {RISK} - round 1, 2.4 MB" in text
     assert f"Permit decided {TRIAGE} - not permitted" in text
+
+
+def test_where_two_must_approve_the_second_is_asked_after_the_first(house: House) -> None:
+    first = house.steward("steward-a")
+    second = house.steward("steward-b")
+    house.box.known[RISK] = house.box.known[RISK].model_copy(update={"approvals_needed": 2})
+    assert first.approve(RISK, "steward-a").status_code == 200
+    page = parse(second.get(f"/studies/{RISK}")).text
+    assert "1 of 2 approvals by different people are given." in page
+    assert "Approve with your key" in page
+    assert second.approve(RISK, "steward-b").status_code == 200
+    page = parse(second.get(f"/studies/{RISK}")).text
+    assert "Approve with your key" not in page
+    assert page.count("Withdraw with your key") == 2
