@@ -33,7 +33,7 @@ from agent.federation.studies import StudyFolder, choose_dataset, load_study
 from agent.governance.admission import Candidate
 from agent.governance.approval import TERMINAL_ORIGIN, parse_approval, parse_proof
 from agent.governance.book import ApprovalBook, GivenApproval, Matter
-from agent.governance.gate import StudyGate, approvals_needed
+from agent.governance.gate import MAX_SENTENCE, StudyGate, approvals_needed
 from agent.governance.ledger import cost_of
 from agent.governance.permit import Decision, Finding
 from agent.governance.stewards import StewardSource, not_stored, steward_named
@@ -52,6 +52,7 @@ from agent.trust.records import StewardFile, parse_record
 from agent.trust.terms import aggregation_terms
 
 MAX_OFFERS: Final = 32
+MAX_LIST_BYTES: Final = 48_000
 _DAY_S: Final = 86_400
 
 
@@ -132,10 +133,15 @@ class StudyDesk:
         given = self.book.given()
         here = sorted(path.parent.name for path in self.shelves.studies.glob("*/study.json"))
         names = [*here, *sorted({entry.leaf.study for entry in given} - set(here))]
-        part = names[request.start : request.start + MAX_LISTED]
-        lines = tuple(self._line(name, given) for name in part)
-        end = request.start + len(part)
-        return StudiesAnswer(studies=lines, following=end if end < len(names) else None)
+        lines, room = list[StudyLine](), MAX_LIST_BYTES
+        for name in names[request.start : request.start + MAX_LISTED]:
+            line = self._line(name, given)
+            room -= len(line.model_dump_json())
+            if room < 0 and lines:
+                break  # titles that fill an answer must not keep the other studies from being listed
+            lines.append(line)
+        end = request.start + len(lines)
+        return StudiesAnswer(studies=tuple(lines), following=end if end < len(names) else None)
 
     def show_study(self, request: StudyRequest) -> StudyView:
         """One study, with its permit."""
@@ -294,7 +300,7 @@ class StudyDesk:
             return StudyLine(
                 study=name,
                 study_digest=digest,
-                title=error.sentence if known is None else "",
+                title=error.sentence[:MAX_SENTENCE] if known is None else "",
                 requester="",
                 state="absent",
                 dataset=dataset,
@@ -369,7 +375,7 @@ class StudyDesk:
 
 
 def _finding_view(finding: Finding) -> FindingView:
-    return FindingView(rule=finding.rule, passed=finding.passed, sentence=finding.sentence)
+    return FindingView(rule=finding.rule, passed=finding.passed, sentence=finding.sentence[:MAX_SENTENCE])
 
 
 def _approval_view(entry: GivenApproval) -> ApprovalView:

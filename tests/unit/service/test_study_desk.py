@@ -149,3 +149,19 @@ def test_rounds_are_shown_while_they_are_under_way(box: Box) -> None:
     box.board.note_answered(Frame(STUDY_ID, Stage.AGREE, 2, 1))
     (view,) = box.asked.rounds()
     assert not view.under_way
+
+
+def test_studies_with_monstrous_titles_keep_no_other_from_being_listed(box: Box) -> None:
+    monstrous = "\x01" * 200
+    names = [f"a-{number:02}" for number in range(60)]
+    for name in names:
+        install_study(box.studies, study_json(SITES, use=PURPOSE, id=name, title=monstrous, requester=monstrous))
+    assert [line.study for line in box.asked.studies()] == [*names, STUDY_ID]
+
+
+def test_a_study_that_asks_for_thousands_of_fields_can_be_looked_at(box: Box) -> None:
+    write_policy(box.scene.place / "policy.toml", fields=["ill"])
+    fields = [{"name": f"{number:04}".rjust(62, "f"), "kind": "flag"} for number in range(2000)]
+    data = {"schema_name": "played", "features": fields, "label": {"field": "ill"}}
+    install_study(box.studies, study_json(SITES, use=PURPOSE, id="wide", data=data))
+    assert box.asked.study("wide").line.rule == "fields"
