@@ -49,7 +49,8 @@ class RepositoryStewards:
     def stewards(self) -> Mapping[str, StewardFile]:
         """Those that count now; none where the hospital's role has expired, or is not on record."""
         record = self.source.current().sites.get(self.site)
-        if record is None:
+        # Read once and never refreshed, it would count for ever: whoever keeps the repository from us keeps no steward.
+        if record is None or record.expires_s <= self.source.now_s():
             return {}
         boxes = {node.root.key_id for node in record.nodes}
         links = {key_id(parse_public_pem(node.link_key)) for node in record.nodes}

@@ -91,6 +91,15 @@ def test_stewards_of_a_hospital_whose_role_has_expired(scene: Scene) -> None:
     assert deciding(scene) == set()
 
 
+def test_repository_kept_from_a_running_box_keeps_no_steward_for_ever(scene: Scene) -> None:
+    """What would take the steward off the record never arrives; what is known here runs out by itself."""
+    put(scene.site, PasskeySteward("dr-a"))
+    scene.publish_site()
+    assert deciding(scene) == {"dr-a"}
+    scene.clock.move(100 * DAY.total_seconds())
+    assert not RepositoryStewards(scene.box, A).stewards()
+
+
 def test_pinned_roster_keeps_its_stewards_and_takes_no_strangers() -> None:
     stewards = (PasskeySteward("dr-a", person="Dr A").record, CardSteward("dr-c").record)
     box = ec.generate_private_key(ec.SECP256R1())
