@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Thread
@@ -19,6 +20,8 @@ from agent.service.witnessing import WitnessDesk
 
 MAX_SEARCHED: Final = 5000
 """Leaves that one answer looks at; the asker goes on from where it ended."""
+MAX_EXPORTS: Final = 4
+"""Exports that go on side by side while the log grows."""
 WITNESS_WAIT_S: Final = 3.0
 """How long an export waits for its newest leaves to be cosigned."""
 MAX_ANSWER_BYTES: Final = 48_000
@@ -40,6 +43,7 @@ class AuditDesk:
     witnesses: WitnessDesk
     voucher: Callable[[], Voucher]
     _exported: tuple[int, bytes] = field(default=(0, b""), repr=False)
+    _begun: deque[int] = field(default_factory=lambda: deque(maxlen=MAX_EXPORTS), repr=False)
     _asking: Thread | None = field(default=None, repr=False)
 
     def handlers(self) -> Handlers:
@@ -74,14 +78,17 @@ class AuditDesk:
         """A piece of the export of the first `size` leaves; what was made for the first piece serves the others.
 
         Raises:
-            OperatorError: The log has fewer leaves, or the export is shorter.
+            OperatorError: The log has another number of leaves and no export of so many was begun, or it is shorter.
             HardwareError: The box cannot prove who it is.
         """
+        # The box signs no shorter log than it has, only the rest of an export that it began: an end cut off would show.
+        if request.size not in {0, self.audit.size, *self._begun}:
+            raise _no_such_piece()
         size = request.size or self.audit.size
+        if size not in self._begun:
+            self._begun.append(size)
         if request.offset == 0:
             self._ask_witnesses(size)
-        if size > self.audit.size:
-            raise _no_such_piece()
         if self._exported[0] != size:
             keys = [parse_witness(witness.vkey) for witness in self.witnesses.witnesses()]
             self._exported = size, encode_bundle(self.audit, self.voucher(), keys, size=size)

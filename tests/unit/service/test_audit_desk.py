@@ -129,3 +129,15 @@ def test_a_witness_that_keeps_silent_keeps_nobody_waiting(desk: AuditDesk, monke
     assert desk._asking is not None
     desk._asking.join(5)
     assert not desk._asking.is_alive()
+
+
+def test_an_export_without_the_newest_leaves_is_signed_for_nobody(desk: AuditDesk) -> None:
+    """Whoever may ask the agent could hand an auditor a log whose end is missing, under a fresh checkpoint."""
+    for offset in (0, 1):
+        with pytest.raises(OperatorError) as refusal:
+            desk.export(AuditExportRequest(request="audit-export", size=LEAVES // 2, offset=offset))
+        assert refusal.value.code == "audit.no_such_piece"
+    first = desk.export(AuditExportRequest(request="audit-export"))
+    desk.audit.append(MessageRefused(at_s=4, study="study", rule="purpose"))
+    assert desk.export(AuditExportRequest(request="audit-export", size=first.size, offset=10)).total == first.total
+    assert desk.export(AuditExportRequest(request="audit-export")).size == first.size + 1
