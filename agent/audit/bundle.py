@@ -189,6 +189,15 @@ def verify_bundle(
     return VerifiedLog(record, statement.consortium, checkpoint, leaves, cosigned)
 
 
+def checkpoint_of(data: bytes) -> SignedCheckpoint:
+    """The checkpoint of an export, or one that was kept by itself.
+
+    Raises:
+        PeerProtocolError: It is neither (`audit.bad_export`, `audit.bad_note`).
+    """
+    return parse_checkpoint(_parse(data)[0].checkpoint.encode() if data.startswith(b"{") else data)
+
+
 def _parse(data: bytes) -> tuple[_Header, list[bytes]]:
     if len(data) > MAX_BUNDLE_BYTES:
         raise _bad_export(f"it is larger than {MAX_BUNDLE_BYTES} bytes")

@@ -9,14 +9,14 @@ from typing import Annotated
 
 import typer
 
-from agent.audit.bundle import MAX_BUNDLE_BYTES, VerifiedLog, verify_bundle
+from agent.audit.bundle import MAX_BUNDLE_BYTES, VerifiedLog, checkpoint_of, verify_bundle
 from agent.audit.leaves import UpdateSent
-from agent.audit.note import MAX_NOTE_BYTES, parse_checkpoint
+from agent.audit.note import NoteKey
 from agent.audit.witness import parse_witness
 from agent.cli.run import DEFAULT_CONFIG, ConfigOption
 from agent.core.box_view import Box, LeafView
 from agent.core.config import load_config
-from agent.core.errors import HardwareError, OperatorError, SoftwareError
+from agent.core.errors import OperatorError, PeerProtocolError, SoftwareError
 from agent.core.files import store_atomically
 from agent.core.terminal import render_columns
 from agent.identity.session import utc
@@ -75,10 +75,10 @@ def export(
     try:
         store_atomically(file, data, mode=0o600)
     except OSError as error:
-        raise HardwareError(
+        raise OperatorError(
             "audit.not_exported",
             f"The record cannot be written to {file}: {error.strerror}.",
-            next_step="Free space there, or name another place.",
+            next_step="Name another place, or free space there; the folder must be there already.",
         ) from error
     typer.echo(f"{data.count(10) - 1} entries in {file}. To check it: seh-agent audit verify {file}")
 
@@ -90,13 +90,27 @@ def verify(
         list[str] | None, typer.Option(help="Key of a witness that must have cosigned it, as the witness gave it out.")
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="A checkpoint that somebody kept: the record must continue it.")
+        Path | None,
+        typer.Option(help="An earlier export or checkpoint that somebody kept: the record must continue it."),
     ] = None,
 ) -> None:
     """Check an exported record from its file alone; no box and no network is needed."""
-    witnesses = [parse_witness(vkey) for vkey in witness or ()]
-    earlier = None if checkpoint is None else parse_checkpoint(_read(checkpoint, MAX_NOTE_BYTES))
+    witnesses = [_witness(vkey) for vkey in witness or ()]
+    earlier = None if checkpoint is None else checkpoint_of(_read(checkpoint, MAX_BUNDLE_BYTES))
     _tell(verify_bundle(_read(file, MAX_BUNDLE_BYTES), witnesses, earlier))
+    if earlier is not None:
+        typer.echo(f"It continues the record in {checkpoint}.")
+
+
+def _witness(vkey: str) -> NoteKey:
+    try:
+        return parse_witness(vkey)
+    except PeerProtocolError as error:
+        raise OperatorError(
+            "audit.no_witness_key",
+            f"{vkey[:80]!r} is no witness's key: {error.sentence}",
+            next_step="Copy the whole key that the witness gave out (name+id+key), in single quotes.",
+        ) from error
 
 
 def _tell(verified: VerifiedLog) -> None:

@@ -12,6 +12,13 @@ from provisioning.authority.ceremony import Ceremony, PendingChange
 from provisioning.authority.repository import RepositoryFiles
 
 
+def consortium_record(files: RepositoryFiles) -> ConsortiumRecord:
+    """`consortium.json`, as published."""
+    targets = Metadata[Targets].from_bytes(files.load().roles[Targets.type]).signed
+    listed = targets.targets[CONSORTIUM_TARGET]
+    return parse_record(ConsortiumRecord, files.target(CONSORTIUM_TARGET, listed.hashes["sha256"]))
+
+
 def name_witness(ceremony: Ceremony, files: RepositoryFiles, witness: WitnessRecord) -> PendingChange:
     """Name a witness, or its new record; the `targets` role signs.
 
@@ -24,9 +31,7 @@ def name_witness(ceremony: Ceremony, files: RepositoryFiles, witness: WitnessRec
         OperatorError: It cannot stand beside the consortium's other servers (`authority.unfit_witness`).
         SecureHealthError: As `Ceremony.change` says.
     """
-    targets = Metadata[Targets].from_bytes(files.load().roles[Targets.type]).signed
-    listed = targets.targets[CONSORTIUM_TARGET]
-    record = parse_record(ConsortiumRecord, files.target(CONSORTIUM_TARGET, listed.hashes["sha256"]))
+    record = consortium_record(files)
     others = tuple(known for known in record.witnesses if known.name != witness.name)
     content = record.model_dump() | {"witnesses": [known.model_dump() for known in (*others, witness)]}
     try:

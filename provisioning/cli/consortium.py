@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
 
 from agent.core.clock import SystemClock
-from agent.core.errors import OperatorError, SecureHealthError
+from agent.core.errors import OperatorError, PeerProtocolError, SecureHealthError
 from agent.core.validation import explain_invalid
 from agent.trust.fingerprint import consortium_words
 from agent.trust.records import WitnessRecord, parse_record
@@ -25,7 +25,7 @@ from provisioning.authority.repository import RepositoryFiles, RepositoryState
 from provisioning.authority.roles import OFFLINE
 from provisioning.authority.site import LocalSource, SiteDesk
 from provisioning.authority.superlink import SuperLinkConnection
-from provisioning.authority.witnesses import name_witness
+from provisioning.authority.witnesses import consortium_record, name_witness
 from provisioning.cli.ceremony import (
     DirectoryOption,
     KeysOption,
@@ -180,10 +180,21 @@ def witness(
     passphrase_file: PassphraseFile = None,
 ) -> None:
     """Name a witness of the boxes' audit logs; from then on nothing leaves a box that it has not seen lately."""
-    record = parse_record(WitnessRecord, read_file(file))
+    record = _read_witness(file)
     with asked_authority(directory, passphrase_file, key) as authority:
         pending = name_witness(authority.ceremony, RepositoryFiles(authority.layout.repository), record)
         tell_outcome(authority, pending, f"{record.name} is named; every box submits its log there from now on.")
+
+
+def _read_witness(file: Path) -> WitnessRecord:
+    try:
+        return parse_record(WitnessRecord, read_file(file))
+    except PeerProtocolError as error:
+        raise OperatorError(
+            "authority.no_witness_record",
+            f"{file} is no witness's record.",
+            next_step="Take witness.json, as `seh-provision witness init` made it, from the witness's operator.",
+        ) from error
 
 
 def _plan(**fields: object) -> FoundingPlan:
@@ -281,6 +292,8 @@ def _summary(
         lines.append(_until(role, Metadata[Targets].from_bytes(data).signed.expires, now))
     for path in sorted(layout.pending.glob("*.cbor")):
         lines.append(f"waits for signatures: {path}")
+    witnesses = consortium_record(files).witnesses
+    lines += [f"witness of audit logs: {witness.name} at {witness.address}" for witness in witnesses]
     for site in source.sites:
         desk = SiteDesk(site, source, (), SystemClock())
         revoked = {entry.key_id for entry in desk.revocations}

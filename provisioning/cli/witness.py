@@ -11,6 +11,7 @@ import structlog
 import typer
 
 from agent.core.clock import SystemClock
+from agent.core.errors import OperatorError
 from agent.core.logging import configure_logging
 from provisioning.cli.files import read_file
 from provisioning.cli.secrets import PassphraseFile, ask
@@ -93,4 +94,10 @@ def forget(
 
     with WitnessStore.open(load_witness_settings(config).state) as store:
         count = store.forget(site, node)
+    if not count:
+        raise OperatorError(
+            "witness.no_such_log",
+            f"This witness knows no audit log of the box {node} of {site}, so nothing was forgotten.",
+            next_step="Compare hospital and box with `seh-provision consortium status`.",
+        )
     typer.echo(f"{count} audit logs of {node} of {site} are forgotten; its next one is taken as its first.")

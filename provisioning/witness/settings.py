@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent.audit.note import COSIGNATURE, note_key
 from agent.core.config import Address, LocalPath
-from agent.core.errors import HardwareError, OperatorError
+from agent.core.errors import HardwareError, OperatorError, PeerProtocolError
 from agent.core.files import store_atomically
 from agent.core.validation import explain_invalid
 from agent.trust.records import WitnessRecord
@@ -94,21 +94,26 @@ def found_witness(
         What the consortium puts into `consortium.json`; it lies in `witness.json` too.
 
     Raises:
-        OperatorError: There is a witness in the directory already, or the root is another one.
+        OperatorError: There is a witness in the directory already, the root is another one, or name or address is none.
         HardwareError: The disk does not take it.
     """
-    WitnessStore.create(directory / "state")
-    bootstrap(directory / "trust", root, root_digest)
     key = Ed25519PrivateKey.generate()
     host, _, port = address.rpartition(":")
     authority = create_authority(f"Witness {name}"[:64], now=now)
+    try:
+        record = WitnessRecord(
+            name=name,
+            vkey=note_key(name, key, COSIGNATURE).vkey,
+            address=address,
+            root_certificates=authority.certificate_pem.decode(),
+        )
+    except ValidationError as error:
+        raise _bad_plan(explain_invalid(error, whole="it")) from error
+    except PeerProtocolError as error:
+        raise _bad_plan(f"{name[:80]!r} is no name for it: at most 255 characters, no spaces, no plus") from error
+    bootstrap(directory / "trust", root, root_digest)
+    WitnessStore.create(directory / "state")  # after all that a mistyped option can break: half a witness is none
     server = issue_server(authority, [host.strip("[]")], now=now)
-    record = WitnessRecord(
-        name=name,
-        vkey=note_key(name, key, COSIGNATURE).vkey,
-        address=address,
-        root_certificates=authority.certificate_pem.decode(),
-    )
     settings = (
         f'name = "{name}"\nlisten = "0.0.0.0:{port}"\nstate = "state"\nkey = "{KEY_NAME}"\n'
         f'repository = "https://{registrar}/repository/"\ntrust = "trust"\n\n'
@@ -160,6 +165,14 @@ def open_key(path: Path, passphrase: str) -> Ed25519PrivateKey:
     if not isinstance(key, Ed25519PrivateKey):
         raise _bad_key(path)
     return key
+
+
+def _bad_plan(what: str) -> OperatorError:
+    return OperatorError(
+        "witness.bad_plan",
+        f"A witness cannot be made like this: {what}.",
+        next_step="Correct the command's options.",
+    )
 
 
 def _bad_settings(what: str) -> OperatorError:

@@ -95,6 +95,8 @@ def test_what_is_exported_verifies(agent: PlayedAgent, witness: PlayedWitness, t
     assert "Updates sent: 1, 2700000 bytes" in told
     assert f"Witnessed by {witness.key.name}: the first 8 entries" in told
     assert "No witness was named" in run("verify", str(file))
+    assert f"It continues the record in {file}" in run("verify", str(file), "--checkpoint", str(file))
+    assert code_of("verify", str(file), "--checkpoint", str(tmp_path / "nowhere")) == "audit.unreadable"
 
 
 def test_a_file_that_is_there_is_kept(agent: PlayedAgent, tmp_path: Path) -> None:
@@ -115,7 +117,7 @@ def test_altered_export_and_wrong_witness_are_named(agent: PlayedAgent, witness:
     file.write_bytes(agent.data.replace(b'"bytes":2700000', b'"bytes":1700000'))
     assert code_of("verify", str(file)) == "audit.leaf_altered"
     file.write_bytes(agent.data)
-    assert code_of("verify", str(file), "--witness", witness.key.vkey + "A") == "audit.bad_note"
+    assert code_of("verify", str(file), "--witness", witness.key.vkey + "A") == "audit.no_witness_key"
     assert code_of("verify", str(tmp_path / "nowhere")) == "audit.unreadable"
 
 

@@ -374,13 +374,32 @@ def test_a_witness_is_named_in_the_consortiums_record(operator: Operator, tmp_pa
     operator.found()
     first = operator.directory / "repository" / "1.root.json"
     address = operator.read().consortium.registrar.address
-    said = ["--root", first, "--registrar", address, "--directory", tmp_path / "witness", "--name", "witness.example/1"]
-    (tmp_path / "passphrase").write_text("a passphrase of a witness", encoding="utf-8")
-    operator.call(
-        "witness", "init", *said, "--address", "witness.example:9443", "--passphrase-file", tmp_path / "passphrase"
-    )
-    record = tmp_path / "witness" / "witness.json"
+    passphrase, own = tmp_path / "passphrase", tmp_path / "witness"
+    passphrase.write_text("a passphrase of a witness", encoding="utf-8")
+    said: list[str | Path] = [
+        "--root",
+        first,
+        "--registrar",
+        address,
+        "--directory",
+        own,
+        "--passphrase-file",
+        passphrase,
+    ]
+    named_well, reached_well = ("--name", "witness.example/1"), ("--address", "witness.example:9443")
+    for wrong in (("--name", "witness example", *reached_well), (*named_well, "--address", "witness.example")):
+        with pytest.raises(OperatorError, match="cannot be made like this"):
+            operator.call("witness", "init", *said, *wrong)
+    operator.call("witness", "init", *said, *named_well, *reached_well)  # what went wrong left nothing behind
+    record = own / "witness.json"
+    with pytest.raises(OperatorError, match="no audit log of the box"):
+        operator.call("witness", "forget", "--config", own / "witness.toml", "--site", A, "--node", "nobody")
+    with pytest.raises(OperatorError, match="is no witness's record"):
+        operator.call("consortium", "witness", first, "-d", operator.directory)
     operator.call("consortium", "witness", record, "-d", operator.directory)
+    assert "witness.example/1 at witness.example:9443" in operator.call(
+        "consortium", "status", "-d", operator.directory
+    )
     (named,) = operator.read().consortium.witnesses
     assert named.encode() == record.read_bytes()
     record.write_text(record.read_text(encoding="utf-8").replace("witness.example:9443", address), encoding="utf-8")
