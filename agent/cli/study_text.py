@@ -83,7 +83,7 @@ def _lines(view: StudyView) -> Iterator[str]:
 
 def approval_line(approval: ApprovalView) -> str:
     """An approval in a line."""
-    state = "counts" if approval.standing else "counts no more: withdrawn, run out, or given for something else"
+    state = f"does not count: {plain(approval.trouble)}" if approval.trouble else "counts"
     return f"by {approval.steward}, {utc(approval.given_s)}, until {utc(approval.not_after_s)}; {state}"
 
 

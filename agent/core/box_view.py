@@ -51,7 +51,8 @@ class ApprovalView(_View):
         epsilon: The privacy loss that was approved; None where the study's results are not bounded.
         given_s: When, in seconds since 1970.
         not_after_s: Until when it counts.
-        standing: Whether it counts now: neither expired nor withdrawn, and of this study and these data.
+        standing: Whether it can count: neither expired nor withdrawn, by a key on record.
+        trouble: Why it does not count now, in plain words; empty where it does. One that stands may be of other data.
     """
 
     sequence: int
@@ -61,6 +62,7 @@ class ApprovalView(_View):
     given_s: int
     not_after_s: int
     standing: bool
+    trouble: str = ""
 
 
 class StudyLine(_View):

@@ -171,7 +171,7 @@ class StudyDesk:
             delta=cost.delta,
             dataset_digest=dataset_digest,
             findings=tuple(_finding_view(finding) for finding in decision.findings[:MAX_NAMES]),
-            approvals=tuple(_approval_view(entry) for entry in reversed(given[-MAX_LISTED:])),
+            approvals=tuple(_approval_view(entry, dataset_digest) for entry in reversed(given[-MAX_LISTED:])),
             approvals_needed=approvals_needed(self.gate.policy()),
         )
 
@@ -213,7 +213,7 @@ class StudyDesk:
             raise _changed_meanwhile(challenge.study)
         self.book.accept(approval)
         entry = next(entry for entry in self.book.given() if entry.leaf.sequence == challenge.sequence)
-        return _approval_view(entry)
+        return _approval_view(entry, challenge.dataset_digest)
 
     def refuse(self, request: ApprovalRefuseRequest) -> None:
         """Note that a steward refuses."""
@@ -378,8 +378,9 @@ def _finding_view(finding: Finding) -> FindingView:
     return FindingView(rule=finding.rule, passed=finding.passed, sentence=finding.sentence[:MAX_SENTENCE])
 
 
-def _approval_view(entry: GivenApproval) -> ApprovalView:
+def _approval_view(entry: GivenApproval, dataset_digest: str) -> ApprovalView:
     leaf = entry.leaf
+    changed = "" if leaf.dataset_digest == dataset_digest else "the data set is not as it was then"
     return ApprovalView(
         sequence=leaf.sequence,
         steward=leaf.steward,
@@ -388,6 +389,7 @@ def _approval_view(entry: GivenApproval) -> ApprovalView:
         given_s=leaf.at_s,
         not_after_s=leaf.not_after_s,
         standing=entry.stands,
+        trouble=entry.trouble or changed,
     )
 
 

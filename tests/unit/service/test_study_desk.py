@@ -70,7 +70,8 @@ def test_a_study_goes_from_waiting_to_approved_to_withdrawn(box: Box) -> None:
     assert box.line() == ("approved", "")
     box.steward.withdraw(box.asked, given.sequence)
     assert box.line() == ("withdrawn", "approved")
-    assert [one.standing for one in box.asked.study(STUDY_ID).approvals] == [False]
+    told = [(one.standing, one.trouble) for one in box.asked.study(STUDY_ID).approvals]
+    assert told == [(False, "dr-steward withdrew it")]
 
 
 def test_all_that_a_steward_must_know_is_shown(box: Box) -> None:
