@@ -22,6 +22,7 @@ from agent.console.sessions import Pending, SessionShelf
 from agent.core.box_view import Box
 from agent.core.errors import OperatorError
 from agent.core.ids import check_identifier
+from agent.governance.challenge import Challenge
 from agent.trust.records import StewardFile
 
 MAX_PERSON: Final = 200
@@ -42,6 +43,7 @@ def act_routes(box: Box) -> APIRouter:
         study = check_identifier(name, kind="study")
         title = box.study(study).line.title
         challenge = box.begin_approval(study, _steward(asked))
+        _check_as_read(asked, Challenge.parse(challenge.payload.encode()))
         return _to_sign(asked, Pending("approve", study, challenge, title))
 
     @router.post("/withdraw/{sequence}")
@@ -177,6 +179,17 @@ def _steward(asked: Asked) -> str:
     steward = check_identifier(asked.fields.get("steward", ""), kind="steward")
     asked.session.steward = steward
     return steward
+
+
+def _check_as_read(asked: Asked, challenge: Challenge) -> None:
+    """What is asked to be signed must be what the page showed: a study can be replaced while it is read."""
+    read = (asked.fields.get("study_digest"), asked.fields.get("dataset_digest"))
+    if read != (challenge.study_digest, challenge.dataset_digest):
+        raise OperatorError(
+            "console.not_as_read",
+            "The study or its data set is another one than the page showed.",
+            next_step="Read the study's page anew, and approve it if it is still right. Nothing was signed.",
+        )
 
 
 def _to_sign(asked: Asked, pending: Pending) -> Response:

@@ -326,6 +326,17 @@ def test_what_another_session_began_cannot_be_finished_here(house: House) -> Non
     assert other.script(place, {"answer": surfer.assertion(place)}).json()["code"] == "console.nothing_pending"
 
 
+@pytest.mark.parametrize("part", ["study_digest", "dataset_digest"])
+def test_a_study_replaced_while_the_steward_reads_it_is_not_what_the_key_signs(house: House, part: str) -> None:
+    surfer = house.steward()
+    read = surfer.read(RISK)
+    assert len(read) == 2
+    answer = surfer.post(f"/studies/{RISK}/approve", {"steward": "steward-a"} | read | {part: "5d" * 32})
+    assert (answer.status_code, "another one than the page showed" in answer.text) == (409, True)
+    assert surfer.post(f"/studies/{RISK}/approve", {"steward": "steward-a"}).status_code == 409
+    assert surfer.post(f"/studies/{RISK}/approve", {"steward": "steward-a"} | read).status_code == 303
+
+
 def test_what_a_rule_refuses_is_not_approved_by_asking_for_it_directly(house: House) -> None:
     surfer = house.steward()
     answer = surfer.post(f"/studies/{TRIAGE}/approve", {"steward": "steward-a"})

@@ -25,6 +25,7 @@ LOOPBACK = ConsoleSection()
 LAN = ConsoleSection(
     address="192.0.2.1:8470", name="box.example", certificate=Path("console.pem"), private_key=Path("console.key")
 )
+_READ = re.compile(r'name="((?:study|dataset)_digest)" value="([^"]*)"')
 _TOKEN = re.compile(r'data-token="([^"]+)"')
 
 
@@ -124,9 +125,13 @@ class Surfer:
 
     def begin(self, study: str, act: str = "approve", steward: str = "steward-a") -> str:
         """Press the button on the study's page; returns where the console leads."""
-        sent = self.post(f"/studies/{study}/{act}", {"steward": steward})
+        sent = self.post(f"/studies/{study}/{act}", {"steward": steward} | self.read(study))
         assert sent.status_code == 303, sent.text
         return str(sent.headers["location"])
+
+    def read(self, study: str) -> dict[str, str]:
+        """What the study's page has its form say."""
+        return dict(_READ.findall(self.get(f"/studies/{study}").text))
 
     def assertion(self, place: str) -> dict[str, Any]:
         """Have the key sign what a page shows."""
