@@ -133,14 +133,21 @@ def choose_steward(stewards: tuple[StewardView, ...], name: str | None) -> Stewa
         name: As told on the command line.
 
     Raises:
-        OperatorError: None is meant, or none counts (`cli.which_steward`).
+        OperatorError: None is meant or on record (`cli.which_steward`).
     """
     endorsed = {steward.steward: steward for steward in stewards if steward.endorsed}
     if name is None and len(endorsed) == 1:
         return next(iter(endorsed.values()))
     if name in endorsed:
         return endorsed[name]
-    known = ", ".join(sorted(endorsed)) or "none"
+    if not endorsed:
+        raise OperatorError(
+            "cli.which_steward",
+            "The hospital has no steward's key on record, so nobody can decide here yet.",
+            next_step="At the hospital's desk: `seh-provision steward new`, then `seh-provision steward add`; "
+            "docs/steward.md shows both.",
+        )
+    known = ", ".join(sorted(endorsed))
     what = "Which steward decides was not said" if name is None else f"{name[:80]!r} is no steward who may decide here"
     raise OperatorError(
         "cli.which_steward",

@@ -303,7 +303,7 @@ def load_study(directory: Path, study_id: str) -> StudyFolder:
         raise OperatorError(
             "study.unknown",
             f"This box was not given the study {study_id}.",
-            next_step="Install the study here, or ask its coordinator why it was sent.",
+            next_step="`seh-agent study list` names those that are here; if one was sent, ask its coordinator why.",
         ) from error
     study = parse_study(data)
     if study.id != study_id:

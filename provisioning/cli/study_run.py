@@ -177,14 +177,19 @@ def _described(verified: Result) -> list[str]:
 
 def _standing(place: CoordinatorDirectory, study: str | None, directory: Path | None) -> tuple[list[str], bool]:
     lines: list[str] = []
+    launched, listed = (place.path / "study.json").exists(), True
     if study is not None and directory is not None:
-        launched = (place.path / "study.json").exists()
-        lines.append(find_publication(AuthorityLayout(directory), study).sentence(launched=launched))
-    if not (place.path / "study.json").exists():
-        return [*lines, "Not launched yet: `seh-provision study launch` begins it."], False
+        publication = find_publication(AuthorityLayout(directory), study)
+        listed = publication.listed
+        lines.append(publication.sentence(launched=launched))
+    if not launched:
+        # Only a published study can be launched: elsewhere the publication's line says what comes next.
+        return [*lines, "Not launched yet: `seh-provision study launch` begins it."] if listed else lines, False
     asked = place.load().study
     events, _ = read_events(place.progress)
     lines.insert(0, f"{asked.title} ({asked.id}), {asked.rounds} rounds with {len(asked.sites)} hospitals")
+    if not (listed or events):  # withdrawn before it began: nothing is left to launch
+        return [printable(line) for line in lines], True
     return [printable(line) for line in (*lines, *describe_run(events, asked))], bool(events) and events[-1][
         "event"
     ] in ENDINGS

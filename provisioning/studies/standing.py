@@ -48,7 +48,8 @@ class Publication:
         if self.listed:
             return "Published: the boxes of its hospitals have it, or fetch it within a minute."
         if self.missing is None:
-            return "Withdrawn." if launched else "Not published. `seh-provision study sign` prepares it."
+            unknown = "Not published. Check the name; `seh-provision study sign` prepares a new one."
+            return "Withdrawn." if launched else unknown
         if self.missing:
             return f"Waits for {self.missing} more signature(s) on {self.file}: seh-provision study sign {self.file}"
         return f"Signed by enough, and not published yet: seh-provision study publish {self.file}"

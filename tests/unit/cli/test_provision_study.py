@@ -150,6 +150,7 @@ def test_holders_sign_one_after_another_and_nothing_is_published_before(holders:
     assert "1 more must sign" in said
     assert "Asked of 4 hospitals" in said
     assert "Waits for 1 more" in holders.standing()
+    assert "Not launched" not in call("study", "status", "stroke-2025", "-d", holders.directory)
     assert "Not published yet" in call("study", "publish", holders.pending, "-d", holders.directory)
     assert "Waits for 1 more" in call("study", "status", "stroke-2026", "-d", holders.directory)
 
@@ -198,6 +199,10 @@ def test_launch_prepares_the_coordinator_under_the_consortium_s_key_and_says_tha
 ) -> None:
     call("study", "publish", *holders.files, "-d", holders.directory, "--key", f"file:{holders.away}")
     assert code_of("study", "launch", "stroke-2026", "-d", holders.directory) == "coordinator.superlink_unreachable"
+    call("study", "withdraw", "stroke-2026", "-d", holders.directory, "--key", f"file:{holders.away}")
+    told = call("study", "status", "stroke-2026", "-d", holders.directory, "--watch")
+    assert "Withdrawn." in told
+    assert "Not launched" not in told
     place = run_directory(holders.consortium.layout, "stroke-2026")
     protection = place.load().protection
     assert protection is not None
