@@ -1,7 +1,7 @@
 """What a box without a camera shows, and a technician types on a telephone: a short code over box and registrar.
 
 The registrar commits to its nonce before it learns the box's, so neither of them, nor anybody between them, can look
-for nonces that give a wished-for code: 40 bits, one attempt, five minutes (SECURITY-RULES 16).
+for nonces that give a wished-for code: 40 bits, one attempt, five minutes.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 At every start, and before anything leaves, the log is held against what a witness has seen: a witness that saw more
 entries says that this disk was rolled back; one that saw other entries, that there are two histories.
 
-Source: C2SP tlog-witness, add-checkpoint; SECURITY-RULES 20 and 22.
+Source: C2SP tlog-witness, add-checkpoint.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ADD_CHECKPOINT: Final = "/add-checkpoint"
 REGISTER: Final = "/v1/logs"
 MAX_ANSWER_BYTES: Final = 1 << 14
 FRESH_S: Final = 24 * 3600
-"""How old, in seconds, a cosignature may be while anything leaves the box (SECURITY-RULES 22)."""
+"""How old, in seconds, a cosignature may be while anything leaves the box."""
 CLOCK_SKEW_S: Final = 120
 _MAX_TURNS: Final = 4
 

@@ -1,6 +1,6 @@
 """What a data set is right now, as one digest: what a steward approved is void when it changes.
 
-The bytes are hashed, never parsed; that is the worker's alone (SECURITY-RULES 19).
+The bytes are hashed, never parsed; that is the worker's alone.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Joining without a camera or a stick: the box shows a code, and a technician approves it on a telephone.
 
-Only for boxes whose image names the registrar and its consortium (SECURITY-RULES 16): there is no token to say so. What
+Only for boxes whose image names the registrar and its consortium: there is no token to say so. What
 comes of it is a token like any other, and counts no more than one that the registrar issued: the hospital's operator
 compares the box's words before the hospital endorses.
 """

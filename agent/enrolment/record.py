@@ -5,7 +5,7 @@
     <state>/enrolment/trust/<root>/   a consortium's repository, by the digest of its first root
     <state>/enrolment/record.json     written last: where this box belongs
 
-A box belongs to one consortium: whatever a token says, its root must be the box's (SECURITY-RULES 15).
+A box belongs to one consortium: whatever a token says, its root must be the box's.
 """
 
 from __future__ import annotations
@@ -293,7 +293,7 @@ def unenrol(folder: EnrolmentFolder, approve: Approve = nobody_approves) -> Enro
 
     Args:
         folder: Of the enrolment.
-        approve: Asks a steward, where the consortium is not one for tests (SECURITY-RULES 15).
+        approve: Asks a steward, where the consortium is not one for tests.
 
     Returns:
         Where the box belonged.

@@ -148,7 +148,7 @@ class SecureHandler:
         return study.session.advertise(frame)
 
     def _reserve(self, run: StudyRun) -> None:
-        """Set the budget aside before leg 1 (SECURITY-RULES 20); a box whose witness is away is asked again."""
+        """Set the budget aside before leg 1; a box whose witness is away is asked again."""
         governed = self._settings.governed
         if governed is None or run.permit is None:
             return

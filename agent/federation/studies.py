@@ -177,7 +177,7 @@ class StudyShelf:
         try:
             dataset, permit = self._admit(folder)
         except RefusedError:
-            # A worker is one approval's (SECURITY-RULES 19): it ends with what it was started by.
+            # A worker is one approval's: it ends with what it was started by.
             self.close_run(study_id, on_close=on_close)
             raise
         run = self._runs.get(study_id)

@@ -1,6 +1,6 @@
 """What a steward's key signs: exactly one study's approval or its withdrawal, or that a box may leave its consortium.
 
-Every field stands in what is signed, so a signature counts for nothing else (SECURITY-RULES 21). Fields are written as
+Every field stands in what is signed, so a signature counts for nothing else. Fields are written as
 canonical JSON (RFC 8785) that begins with nothing another protocol signs: WebAuthn's challenge is its SHA-256; a
 smartcard signs its DSSE pre-authentication encoding.
 """
@@ -106,7 +106,7 @@ class WithdrawalChallenge(_StudyAct):
 
 
 class UnenrolChallenge(Act):
-    """That this box may leave its consortium (SECURITY-RULES 15).
+    """That this box may leave its consortium.
 
     Args:
         label: Names what is signed.

@@ -187,7 +187,7 @@ class StudyGate:
             DeclinedError: The data set's file cannot be used.
             HardwareError: The disk does not take the decision.
         """
-        # What nobody approved touches no data: neither word nor time of its refusal tells of them (SECURITY-RULES 5).
+        # What nobody approved touches no data: neither word nor time of its refusal tells of them.
         seen = bool(self._book.standing(candidate.digest, candidate.dataset.id))
         decision, policy, matter, approvals = self._judge(candidate, seen=seen)
         leaf = self._note_decision(matter, decision)
@@ -216,7 +216,7 @@ class StudyGate:
         )
 
     def reserve(self, permit: Permit, study: Study) -> None:
-        """Set the budget aside, and have the witness see it (SECURITY-RULES 20).
+        """Set the budget aside, and have the witness see it.
 
         Raises:
             OperatorError: It does not suffice, or uploads are blocked.
@@ -227,7 +227,7 @@ class StudyGate:
         self._uploads.cover(leaf + 1)
 
     def check_uploads(self) -> None:
-        """Check that anything may leave (SECURITY-RULES 22)."""
+        """Check that anything may leave."""
         self._uploads.check()
 
     def note_sent(self, permit: Permit, receipt: Receipt, study: Study) -> None:

@@ -36,7 +36,7 @@ PLACE: Final = "/v1/heartbeats"
 _JITTER: Final = 0.2
 _TOLD: Final = ("fleet.", "identity.")
 """Of which rooms' failures the code is told: link and key. No other room's failure has any effect on a heartbeat, so
-that none can tell anything of data (SECURITY-RULES 5)."""
+that none can tell anything of data."""
 
 log = structlog.get_logger()
 

@@ -179,7 +179,7 @@ def check_listed(listing: MetaFile, data: bytes) -> None:
 
 
 def check_paths(role: str, targets: Targets, *, own: str) -> None:
-    """Check that a role lists no file of a hospital that is not its own (SECURITY-RULES 11).
+    """Check that a role lists no file of a hospital that is not its own.
 
     Args:
         role: Its name.

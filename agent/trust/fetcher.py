@@ -1,7 +1,7 @@
 """Fetches the repository's files: bounded in size and time, through the hospital's proxy, believing nobody on the way.
 
 Certificates are not verified here: all that is fetched is signed, and a box that was off for a year has no other way
-back to the roots that TLS would need (SECURITY-RULES 13).
+back to the roots that TLS would need.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 
 Versions count only under the keys that signed them: whoever steals keys can run their versions ahead, and the way back
 is a rotation of those keys by the role above (TUF 5.3.11). A hospital's keys are pinned on their own: that the role
-above lists others is not enough (SECURITY-RULES 11).
+above lists others is not enough.
 """
 
 from __future__ import annotations

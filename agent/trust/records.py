@@ -132,7 +132,7 @@ class ConsortiumRecord(_Record):
         return self
 
     def _check_witnesses(self) -> None:
-        # SECURITY-RULES 22: who runs the rounds would witness whatever suits them. Their keys are P-256, and a
+        # Who runs the rounds would witness whatever suits them. Their keys are P-256, and a
         # witness's is Ed25519 by its form, so it is none of theirs.
         if len({witness.vkey for witness in self.witnesses}) < len(self.witnesses):
             raise ValueError("a witness stands there twice")

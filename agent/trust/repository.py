@@ -250,7 +250,7 @@ class TrustRepository:
         return self._reading
 
     def _present_s(self, top: TopLevel) -> int:
-        # The time floor (SECURITY-RULES 13); `Pins.with_online` sees that it never falls.
+        # The time floor; `Pins.with_online` sees that it never falls.
         return max(int(self._clock.now().timestamp()), top.issued_s)
 
     def _accept(self, state: StoredState, reading: Reading, top: TopLevel) -> None:

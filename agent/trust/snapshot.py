@@ -1,7 +1,7 @@
 """What a box holds to be true about its consortium at one moment: the trust repository, verified and read.
 
 Made only by `agent.trust.repository`. Who speaks for a hospital is read from the role that the hospital's own key
-signs, and from nowhere else (SECURITY-RULES 11).
+signs, and from nowhere else.
 """
 
 from __future__ import annotations

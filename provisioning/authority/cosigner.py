@@ -1,4 +1,4 @@
-"""The second organisation's cosigner: no timestamp or snapshot counts without its signature (SECURITY-RULES 12).
+"""The second organisation's cosigner: no timestamp or snapshot counts without its signature.
 
 It believes nothing that the registrar's host says. It keeps its own copy of the repository's metadata, verifies that
 what it is shown may follow it, remembers that on its disk, and only then signs. Whoever breaks into the registrar's

@@ -1,6 +1,6 @@
 """The roles of a consortium's repository: who delegates what to whom, for how long each counts, how each is made anew.
 
-Source: The Update Framework 1.0, 4.3 to 4.6; lifetimes and delegations are ours (SECURITY-RULES 11, 12).
+Source: The Update Framework 1.0, 4.3 to 4.6; lifetimes and delegations are ours.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ MAKER: Final = RepositoryKind(
     MappingProxyType({RELEASES: ("releases/*/*",), CHANNELS_ROLE: ("channels/*",)}),
     None,
 )
-"""The repository of the software's maker, whose root comes with the software itself (SECURITY-RULES 15)."""
+"""The repository of the software's maker, whose root comes with the software itself."""
 DELEGATED: Final = CONSORTIUM.delegated
 OFFLINE: Final = (Root.type, Targets.type, *DELEGATED)
 """Roles of a consortium whose keys touch no server."""

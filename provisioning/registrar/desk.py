@@ -296,7 +296,7 @@ class RegistrarDesk:
         return Occasion(registrar, snapshot.root_digest, terms, self._now_s())
 
     def _is_vouched(self, known: Enrolment, keys: tuple[ec.EllipticCurvePublicKey, ...]) -> bool:
-        # That the token names this very EK was checked when the enrolment began (SECURITY-RULES 9).
+        # That the token names this very EK was checked when the enrolment began.
         entry = self._store.token(known.token)
         return entry is not None and entry.ek_digest is not None and entry.issuer in map(key_id, keys)
 

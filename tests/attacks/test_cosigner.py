@@ -214,7 +214,7 @@ def test_hospital_that_nobody_delegates_to(host: BrokenHost) -> None:
 
 
 def test_studies_speak_for_a_hospital(host: BrokenHost) -> None:
-    """Even a full quorum of another role lists no file of a hospital (SECURITY-RULES 11)."""
+    """Even a full quorum of another role lists no file of a hospital."""
     path = SitePaths(A).revocations
 
     def speak(role: Targets) -> None:

@@ -82,7 +82,7 @@ def _no_dataset(attacked: Attacked) -> None:
 
 @pytest.mark.parametrize("happen", [_changed_data, _no_data, _no_dataset])
 def test_whatever_became_of_the_data_sounds_the_same(attacked: Attacked, happen: Callable[[Attacked], None]) -> None:
-    """SECURITY-RULES 5: the word says no more than that this hospital declines."""
+    """The word says no more than that this hospital declines."""
     attacked.scene.approve()
     assert attacked.ask() is None
     happen(attacked)

@@ -1,4 +1,4 @@
-"""What strangers try where a technician approves a box on a telephone (SECURITY-RULES 16)."""
+"""What strangers try where a technician approves a box on a telephone."""
 
 from __future__ import annotations
 

@@ -204,7 +204,7 @@ def test_was_suspended(hospital: HostileSite) -> None:
 
 
 def test_quorum_of_studies_speaks_for_a_hospital(hospital: HostileSite) -> None:
-    """Not even the consortium's own offline keys put a box on a hospital's record (SECURITY-RULES 11)."""
+    """Not even the consortium's own offline keys put a box on a hospital's record."""
     node = new_node(A)
     files = {PATHS.node(node.node): node.encode()}
     with pytest.raises(PeerProtocolError, match="only that hospital itself"):
