@@ -21,6 +21,8 @@ from agent.core.files import store_atomically
 from agent.core.terminal import render_columns
 from agent.identity.session import utc
 
+_OUTPUT = Path("-")
+
 app = typer.Typer(name="audit", help="The record of what happened on this box.", no_args_is_help=True)
 
 
@@ -61,10 +63,14 @@ def show(
 
 @app.command()
 def export(
-    file: Annotated[Path, typer.Argument(help="Where it goes; it must not be there yet.")],
+    file: Annotated[Path, typer.Argument(help="Where it goes, not there yet; `-` writes to the output.")],
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """Write the whole record into one file, which verifies on any machine."""
+    if file == _OUTPUT:
+        for piece in _pieces(_box(config)):
+            typer.get_binary_stream("stdout").write(piece)
+        return
     if file.exists():
         raise OperatorError(
             "audit.file_exists",

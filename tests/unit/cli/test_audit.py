@@ -90,6 +90,7 @@ def test_what_is_exported_verifies(agent: PlayedAgent, witness: PlayedWitness, t
     assert "8 entries" in run("export", str(file))
     assert file.read_bytes() == agent.data
     assert file.stat().st_mode & 0o077 == 0
+    assert run("export", "-").encode() == agent.data
     told = run("verify", str(file), "--witness", witness.key.vkey, "--checkpoint", str(tmp_path / "checkpoint"))
     assert "8 entries" in told
     assert "Updates sent: 1, 2700000 bytes" in told

@@ -210,3 +210,12 @@ def test_the_screen_takes_the_console_s_place_hears_nobody_and_sees_no_secret() 
 def test_a_verified_image_can_be_opened_where_udev_runs(unit: str) -> None:
     # Opening it waits for udev by a semaphore, which another IPC namespace hides from udev: the start never ends.
     assert "PrivateIPC" not in (UNITS / unit).read_text()
+
+
+def test_an_export_into_a_folder_that_the_command_does_not_see_is_told_the_way_out() -> None:
+    command = ["sh", PACKAGING / "deb/seh-agent", "audit", "export"]
+    told = subprocess.run([*command, "record.jsonl"], capture_output=True, text=True, check=False)
+    assert (told.returncode, "seh-agent audit export - >" in told.stderr) == (2, True)
+    for option in ("-", "--help"):  # these get as far as the box, which is not here
+        other = subprocess.run([*command, option], capture_output=True, text=True, check=False)
+        assert "audit export - >" not in other.stderr
