@@ -234,9 +234,12 @@ class StudyGate:
         """Write the receipt of what is about to leave.
 
         Raises:
-            OperatorError: The log has a receipt of that round already, or of a later one (`rounds.put_back`).
+            OperatorError: The log has a receipt of that round already, or of a later one (`rounds.put_back`); or as
+                `reserve` says.
         """
         self._turns.check(permit, receipt)
+        # A run reserves at its first leg; what became of that since then, its later rounds would not notice.
+        self.reserve(permit, study)
         self._audit.append(
             UpdateSent(
                 at_s=self._now_s(),

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from agent.audit.leaves import UpdateSent
+from agent.audit.leaves import BudgetReserved, BudgetSettled, UpdateSent
 from agent.core.errors import NetworkError, OperatorError
 from agent.core.wire import Frame, Stage
 from agent.governance.admission import Receipt
 from tests.simulators.gate_scene import SITES, gate_scene
+from tests.simulators.governed import write_policy
 from tests.simulators.scripted_line import ScriptedLine
 from tests.unit.coordinator.test_secure import Federation
 
@@ -87,6 +88,25 @@ def test_record_of_rounds_put_back_to_an_older_one(tmp_path: Path, again: tuple[
     for turn in ((2, 2), (3, 1)):
         scene.gate.note_sent(permit, _receipt(turn), scene.study)
     assert len(scene.leaves(UpdateSent)) == 4
+
+
+def test_round_of_a_run_whose_reservation_was_settled_meanwhile(tmp_path: Path) -> None:
+    """One first leg serves many rounds: what was given back in between must be set aside anew, or nothing leaves."""
+    scene = gate_scene(tmp_path)
+    scene.approve()
+    permit = scene.gate.admit(scene.candidate)
+    scene.gate.reserve(permit, scene.study)
+    scene.gate.note_sent(permit, _receipt((1, 1)), scene.study)
+    (reserved,) = scene.leaves(BudgetReserved)
+    scene.desk.audit.append(BudgetSettled(at_s=1, reservation=reserved.reservation, epsilon=None, releases=1))
+    write_policy(scene.place / "policy.toml", unbounded_releases=2)
+    with pytest.raises(OperatorError) as refused:
+        scene.gate.note_sent(permit, _receipt((2, 1)), scene.study)
+    assert refused.value.code == "permit.budget"
+    write_policy(scene.place / "policy.toml", unbounded_releases=4)
+    scene.gate.note_sent(permit, _receipt((2, 1)), scene.study)
+    assert [leaf.releases for leaf in scene.leaves(BudgetReserved)] == [4, 3]
+    assert len(scene.leaves(UpdateSent)) == 2
 
 
 def _receipt(turn: tuple[int, int]) -> Receipt:
