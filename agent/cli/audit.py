@@ -50,6 +50,8 @@ def show(
     rows = [(str(leaf.index), utc(leaf.at_s), leaf.kind, _words(leaf)) for leaf in leaves[:count]]
     if rows:
         typer.echo(render_columns(("entry", "when", "what", "details"), rows))
+    elif search:
+        typer.echo("No entry has this text.")
     typer.echo(f"{first.size} entries in all.")
     if first.witness and first.cosigned_s is not None:
         typer.echo(f"{first.cosigned_size} of them witnessed by {first.witness}, last at {utc(first.cosigned_s)}.")

@@ -46,6 +46,8 @@ class PlayedAgent:
         last = 7 if start is None else start
         content = {"study": "study-a", "sha256": "ef" * 32, "text": "a\x1bb"}
         leaf = LeafView(index=last, kind="update-sent", at_s=NOW_S, content=content)
+        if search not in str(content):
+            return self.view
         return self.view.model_copy(update={"leaves": (leaf,), "following": last - 1 if last else None})
 
     def export(self, size: int, offset: int) -> ExportPiece:
@@ -123,6 +125,7 @@ def test_altered_export_and_wrong_witness_are_named(agent: PlayedAgent, witness:
 
 
 def test_the_newest_entries_are_shown(agent: PlayedAgent) -> None:
+    assert "No entry has this text." in run("show", "--search", "study-b")
     told = run("show", "--count", "3")
     assert [line.split()[0] for line in told.splitlines()[:4]] == ["ENTRY", "7", "6", "5"]
     assert "\x1b" not in told

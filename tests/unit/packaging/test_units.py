@@ -213,7 +213,7 @@ def test_a_verified_image_can_be_opened_where_udev_runs(unit: str) -> None:
 
 
 def test_an_export_into_a_folder_that_the_command_does_not_see_is_told_the_way_out() -> None:
-    command = ["sh", PACKAGING / "deb/seh-agent", "audit", "export"]
+    command = ["sh", str(PACKAGING / "deb/seh-agent"), "audit", "export"]
     told = subprocess.run([*command, "record.jsonl"], capture_output=True, text=True, check=False)
     assert (told.returncode, "seh-agent audit export - >" in told.stderr) == (2, True)
     for option in ("-", "--help"):  # these get as far as the box, which is not here
