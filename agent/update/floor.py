@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -39,6 +40,7 @@ _NEVER_WRITTEN: Final = 0x14A
 # BAD_AUTH and AUTH_FAIL of session 1: somebody else's index. AUTH_UNAVAILABLE, NV_AUTHORIZATION, NV_RANGE: of another
 # kind. LOCKOUT: of one that wrong authorisations lock, as they do not lock ours.
 _NOT_OURS: Final = frozenset({0x9A2, 0x98E, 0x12F, 0x149, 0x146, 0x921, _NEVER_WRITTEN})
+_READ_AGAIN_AFTER_S: Final = (0.5, 2.0)
 _CODE: Final = re.compile(r"\(0x([0-9A-Fa-f]+)\)")
 """As tpm2-tools print a response code."""
 
@@ -84,11 +86,13 @@ class TPMCounters:
     Args:
         secret: (32,), the slot tool's.
         run: Runs programs.
+        sleep: Waits so many seconds.
     """
 
-    def __init__(self, secret: bytes, run: Run = run_program) -> None:
+    def __init__(self, secret: bytes, run: Run = run_program, sleep: Callable[[float], None] = time.sleep) -> None:
         self._secret = secret
         self._run = run
+        self._sleep = sleep
 
     def read(self) -> Reading | None:
         """What the TPM holds.
@@ -96,16 +100,12 @@ class TPMCounters:
         Raises:
             HardwareError: The TPM does not answer (`update.tpm_failed`).
         """
-        with _told():
-            if not set(_INDICES) <= self._present():
-                return None
-            try:
-                values = {index: self._value(index) for index in _INDICES}
-            except ProgramError as error:
-                if _codes(error) & _NOT_OURS:
-                    return None
-                raise
-        return Reading(values[FLOOR_INDEX] - values[BASE_INDEX], values[GENERATION_INDEX])
+        # The agent speaks to the TPM too, and a slow one lets a command run out of time: reading may be done again.
+        for pause_s in _READ_AGAIN_AFTER_S:
+            with suppress(HardwareError):
+                return self._read()
+            self._sleep(pause_s)
+        return self._read()
 
     def found_floor(self) -> int:
         """The floor that counters of another slot tool hold, before this box was installed anew.
@@ -179,6 +179,18 @@ class TPMCounters:
         """
         with _told():
             self._run(("tpm2_pcrextend", f"{PAYLOAD_REGISTER}:sha256={root_hash.hex()}"))
+
+    def _read(self) -> Reading | None:
+        with _told():
+            if not set(_INDICES) <= self._present():
+                return None
+            try:
+                values = {index: self._value(index) for index in _INDICES}
+            except ProgramError as error:
+                if _codes(error) & _NOT_OURS:
+                    return None
+                raise
+        return Reading(values[FLOOR_INDEX] - values[BASE_INDEX], values[GENERATION_INDEX])
 
     def _present(self) -> set[int]:
         lines = self._run(("tpm2_getcap", "handles-nv-index")).decode().split()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.errors import OperatorError, SecureHealthError
+from agent.core.errors import HardwareError, OperatorError, SecureHealthError
 from agent.update import tool
 from agent.update.floor import BASE_INDEX, FLOOR_INDEX, GENERATION_INDEX, TPMCounters
 from agent.update.handover import Handover
@@ -442,6 +442,26 @@ def test_counters_that_somebody_put_there_and_locked_do_not_stop_the_box() -> No
         raise error
 
     assert TPMCounters(SECRET, locked).read() is None
+
+
+@pytest.mark.parametrize("failures", [2, 3])
+def test_a_tpm_that_is_kept_busy_is_read_again_and_then_refused(failures: int) -> None:
+    paused: list[float] = []
+
+    def busy(arguments: Sequence[str], *_: object) -> bytes:
+        if len(paused) < failures:
+            error = ProgramError("update.program_failed", "The program failed.", next_step="-")
+            error.stderr = "ERROR: Unable to run getcap (0x000A000A)"
+            raise error
+        return b""
+
+    counters = TPMCounters(SECRET, busy, paused.append)
+    if failures == 2:
+        assert counters.read() is None
+    else:
+        with pytest.raises(HardwareError):
+            counters.read()
+    assert len(paused) == 2
 
 
 def test_a_directory_where_the_updater_s_request_should_be(tmp_path: Path, publisher: Publisher) -> None:

@@ -106,7 +106,7 @@ class Appliance:
 
     def slots(self) -> dict[str, Any]:
         """What `seh-slot status` says."""
-        status: dict[str, Any] = json.loads(self.guest.run(f"{SLOT_TOOL} status"))
+        status: dict[str, Any] = json.loads(self.guest.run(f"{SLOT_TOOL} status", limit_s=TRIAL_LIMIT_S))
         return status
 
     @property

@@ -36,7 +36,7 @@ ROUNDS = 2
 ROUND_LIMIT_S = 900.0
 FEATURES = ("age", "resting_pressure", "cholesterol", "heart_rate")
 CATALOG = """[datasets.local]
-schema = "heart-disease"
+schema = "played"
 source = "/srv/secur-e-health/heart.csv"
 """
 _CALL = (
@@ -104,7 +104,7 @@ def test_a_box_trains_in_secure_rounds_once_its_steward_approved(
     guest.write("/srv/secur-e-health/heart.csv", rows_of_patients())
     guest.run("systemctl restart seh-agent.service", limit_s=ROUND_LIMIT_S)
     data = {
-        "schema_name": "heart-disease",
+        "schema_name": "played",
         "features": [{"name": name, "kind": "number", "minimum": 0, "maximum": 400} for name in FEATURES],
         "label": {"field": "ill"},
     }
