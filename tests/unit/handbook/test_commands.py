@@ -1,4 +1,4 @@
-"""Commands that docs/researcher.md shows are commands that there are, with the options that they have."""
+"""Commands that pages and failures name are commands that there are, with the options that they have."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 import pytest
 import typer
 
+from agent.cli.main import app as agent
 from provisioning.cli.main import app
 from tests.handbook.errors import ROOT
 
@@ -33,3 +34,20 @@ def test_every_command_for_studies_is_shown() -> None:
     shown = {line.split()[1] for line in COMMANDS if line.startswith("study ")}
     studies = typer.main.get_command(app).commands["study"]  # type: ignore[attr-defined]
     assert shown == set(studies.commands)
+
+
+def test_every_command_that_code_and_pages_name_is_one() -> None:
+    files = [*(ROOT / "agent").rglob("*.py"), *(ROOT / "provisioning").rglob("*.py"), *(ROOT / "docs").glob("*.md")]
+    named = {
+        (program, *words.split())
+        for file in files
+        for program, words in re.findall(r"`seh-(agent|provision)((?: [a-z-]+)+)", file.read_text(encoding="utf-8"))
+    }
+    assert len(named) > len(COMMANDS)
+    for program, *words in sorted(named):
+        command: click.Command = typer.main.get_command(agent if program == "agent" else app)
+        while isinstance(command, click.Group) and words:
+            assert words[0] in command.commands, (program, words)
+            command = command.commands[words.pop(0)]
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= options | {"--help"}, (program, words)
