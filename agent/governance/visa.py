@@ -10,16 +10,18 @@ import fnmatch
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
-from joserfc import jws
-from joserfc.errors import JoseError
-from joserfc.jwk import ECKey, KeySet, RSAKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent.core.errors import OperatorError, PeerProtocolError
 from agent.core.validation import explain_invalid
 from agent.trust.study import VisaIdentity
+
+# Loaded with the first visa, or the first issuer: most hospitals ask for none, and the agent stays small.
+if TYPE_CHECKING:
+    from joserfc import jws
+    from joserfc.jwk import KeySet
 
 ALGORITHMS: Final = ("RS256", "ES256")
 """AAI 1.2, Signing Algorithms; both are asymmetric."""
@@ -135,6 +137,9 @@ def parse_jwks(data: bytes) -> KeySet:
         OperatorError: It is none, or holds no key, a private or symmetric one, or one that is too weak
             (`visa.bad_keys`).
     """
+    from joserfc.errors import JoseError  # noqa: PLC0415 - see above
+    from joserfc.jwk import ECKey, KeySet, RSAKey  # noqa: PLC0415 - see above
+
     if len(data) > MAX_JWKS_BYTES:
         raise _bad_keys(f"it is larger than {MAX_JWKS_BYTES} bytes")
     try:
@@ -161,6 +166,9 @@ def verify_visa(token: str, issuers: Mapping[str, VisaIssuer], *, now_s: int) ->
         PeerProtocolError: It is no visa (`visa.malformed`), nobody trusted signed it (`visa.untrusted`), or its time
             is not now (`visa.expired`).
     """
+    from joserfc import jws  # noqa: PLC0415 - see above
+    from joserfc.errors import JoseError  # noqa: PLC0415 - see above
+
     try:
         signed = jws.extract_compact(token.encode())
         payload = _Payload.model_validate_json(signed.payload)
@@ -226,6 +234,9 @@ def meets_demand(visa: Visa, demand: VisaDemand) -> bool:
 
 
 def _check_signature(signed: jws.CompactSignature, header: Mapping[str, object], issuer: VisaIssuer | None) -> None:
+    from joserfc import jws  # noqa: PLC0415 - see above
+    from joserfc.errors import JoseError  # noqa: PLC0415 - see above
+
     kind = str(header.get("typ", "JWT")).lower().removeprefix("application/")
     if issuer is None or kind not in _TYPES or header.get("jku") != issuer.jku or not header.get("kid"):
         raise _untrusted()

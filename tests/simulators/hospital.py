@@ -300,6 +300,8 @@ idle_poll_s = 0.3
 
 def main() -> int:
     """The agent's process: the real service, with played workers."""
+    # The HTTP library loads it where it is installed: here by the browser's driver, and on no box.
+    sys.modules["trio"] = None  # type: ignore[assignment]
     config, play = Path(sys.argv[1]), json.loads(sys.argv[2])
     life_s = play["session_life_s"]
     renewal = None if life_s is None else RenewalPolicy(life_s, life_s // 2)
