@@ -122,8 +122,8 @@ def test_each_refusal_is_one_word_of_the_list(grid: TestGrid, hospital: RunningH
 def test_an_idle_agent_is_small_and_loads_no_training_library(hospital: RunningHospital) -> None:
     assert hospital.process is not None
     process = psutil.Process(hospital.process.pid)
-    # Its own, without the libraries' pages that are in the page cache anyway: how many of these count as resident differs
-    # with how the disk was read. `make bench` shows all of it.
+    # Its own: how many of the libraries' pages, which lie in the page cache anyway, count as resident differs with how
+    # they were read. `make bench` shows all of it.
     assert process.memory_full_info().uss < 80 << 20
     loaded = " ".join(item.path for item in process.memory_maps())
     for library in ("torch", "onnx", "pandas", "pyarrow", "sklearn"):
