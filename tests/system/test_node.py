@@ -252,12 +252,11 @@ def test_it_is_ready_within_two_seconds(superlink: RunningSuperLink, tmp_path: P
                 said.append(manager.recv(500).decode())
             # Two seconds are the target on an idle machine; a busy one gets slack, and the bench keeps the figure.
             assert time.monotonic() - begin < 10
-            while "WATCHDOG=1" not in said:
+            while "WATCHDOG=1" not in said or not any(line.startswith("STATUS=online") for line in said):
                 said.append(manager.recv(500).decode())
             box.stop()
             while "STOPPING=1" not in said:
                 said.append(manager.recv(500).decode())
-    assert any(line.startswith("STATUS=online") for line in said)
 
 
 def test_a_second_agent_on_the_same_state_is_refused(superlink: RunningSuperLink, hospital: RunningHospital) -> None:
