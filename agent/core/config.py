@@ -308,12 +308,14 @@ class FederationSection(_Section):
 
     Args:
         allow_plain: Whether unprotected updates may leave; demonstration and measurements only.
+        heartbeats: Whether the consortium's registrar hears every few minutes how the box does.
         fast_poll_s: Least wait between polls, inside a round.
         idle_poll_s: Greatest wait between polls, when idle.
         max_message_bytes: Greatest message taken in.
     """
 
     allow_plain: bool = False
+    heartbeats: bool = True
     fast_poll_s: float = Field(default=0.04, ge=0.005, le=5)
     idle_poll_s: float = Field(default=1.5, ge=0.01, le=60)
     max_message_bytes: int = Field(default=256 << 20, ge=1 << 20, le=1 << 30)

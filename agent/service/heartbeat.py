@@ -194,7 +194,7 @@ def heart_of(
     clock: Clock,
     pulse: Pulse,
 ) -> AbstractContextManager[object]:
-    """The heart of a box that is enrolled; a box without session or registrar has none.
+    """The heart of a box that is enrolled; one without session or registrar has none, nor one that shall be silent.
 
     Args:
         config: The box's.
@@ -205,7 +205,7 @@ def heart_of(
         pulse: How often.
     """
     company, registrar = affiliation.company, affiliation.registrar
-    if keeper is None or company is None or registrar is None:
+    if keeper is None or company is None or registrar is None or not config.federation.heartbeats:
         return nullcontext()
     return Heart(
         Subject(company.digest, affiliation.site, company.node),

@@ -85,6 +85,14 @@ def test_a_broken_release_is_given_up_within_half_a_minute_of_starts() -> None:
     assert int(burst) * (int(pause) + 2) < int(interval)
 
 
+def test_a_release_that_hangs_is_given_up_as_one_that_breaks() -> None:
+    (burst,), (interval,) = settings(AGENT, "StartLimitBurst"), settings(AGENT, "StartLimitIntervalSec")
+    (pause,), (stop,) = settings(AGENT, "RestartSec"), settings(AGENT, "TimeoutStopSec")
+    for setting in ("TimeoutStartSec", "WatchdogSec"):
+        (hangs,) = settings(AGENT, setting)
+        assert int(burst) * (int(hangs) + int(stop) + int(pause)) < int(interval)
+
+
 def test_the_worker_gets_what_a_child_of_the_agent_gets() -> None:
     given = dict(value.split("=", 1) for value in settings(WORKER, "Environment"))
     expected = _environment()

@@ -7,16 +7,20 @@ import random
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from agent.core.clock import SystemClock
+from agent.core.config import AgentConfig
 from agent.core.errors import HardwareError, NetworkError, PeerProtocolError
 from agent.core.version import software_version
 from agent.identity.key import init_key
 from agent.identity.session import SessionKeeper, Subject
-from agent.service.heartbeat import PLACE, Heart, Pulse, describe, registrar_line
-from agent.service.state import AgentStatus
+from agent.service.affiliation import Affiliation
+from agent.service.heartbeat import PLACE, Heart, Pulse, describe, heart_of, registrar_line
+from agent.service.state import AgentStatus, StatusBoard
 from agent.statements.envelope import parse_proof
 from agent.statements.kinds import Heartbeat, SessionCertificate
 from agent.trust.records import ServerRecord
@@ -40,18 +44,22 @@ class Played:
         self.sent: list[bytes] = []
         self.came = threading.Semaphore(0)
         self.taken: list[int] = []
+        self.note_heard = self.taken.append
         self.failure: Exception | None = None
         self.heart = Heart(
             SUBJECT,
             session=self.keeper.current,
-            status=lambda: self.status,
+            status=self.current,
             registrar=lambda: REGISTRAR,
             send=self.send,
-            on_taken=self.taken.append,
+            on_taken=self.note_heard,
             clock=self.clock,
             dice=random.Random(1),
             pulse=Pulse(every_s, self.clock.monotonic_s() - 60),
         )
+
+    def current(self) -> AgentStatus:
+        return self.status
 
     def send(self, registrar: ServerRecord, body: bytes) -> None:
         assert registrar == REGISTRAR
@@ -138,6 +146,16 @@ def test_they_are_sent_again_and_again_until_the_end(tmp_path: Path) -> None:
         for _ in range(3):
             assert box.came.acquire(timeout=10)
     assert not any(thread.name == "heart" for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_the_hospital_decides_whether_there_are_any(box: Played, told: bool) -> None:
+    parts = {"node": {"state_directory": "/s"}, "key": {"uri": "tpm:"}, "data": {"catalog": "/c"}}
+    config = AgentConfig.model_validate(parts | {"federation": {"heartbeats": told}})
+    company = SimpleNamespace(digest=SUBJECT.consortium, node=SUBJECT.node)
+    home = cast("Affiliation", SimpleNamespace(site=SUBJECT.site, company=company, registrar=lambda: REGISTRAR))
+    with heart_of(config, home, box.keeper, cast("StatusBoard", box), box.clock, Pulse(180.0, 0.0)):
+        assert any(thread.name == "heart" for thread in threading.enumerate()) == told
 
 
 def test_they_go_through_the_hospitals_proxy_to_the_registrar_alone(tmp_path: Path) -> None:
