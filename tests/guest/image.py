@@ -273,5 +273,5 @@ class Box:
             character = bytes([number]).decode("cp437")
             self._glyphs.setdefault(bytes(255 - row for row in glyph), character)
             self._glyphs[glyph] = character
-        self._glyphs[bytes(_GLYPH_BYTES)] = " "
+        self._glyphs[bytes(_GLYPH_BYTES)] = self._glyphs[b"\xff" * _GLYPH_BYTES] = " "
         return self._glyphs

@@ -17,7 +17,8 @@ from tests.simulators.stick import make_stick
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 POWER_CUTS = 8
 CUT_WITHIN_S = 40.0
-EXPOSURE = {"seh-agent.service": 1.0, "seh-worker@.service": 0.5}
+EXPOSURE = {"seh-agent.service": 1.0, "seh-worker@.service": 0.5, "seh-console.service": 1.0}
+ASK_THE_CONSOLE = "import urllib.request as web; print(web.urlopen('http://localhost:8470/', timeout=60).read().decode())"
 
 
 def check_box(box: Appliance, before: dict[str, str], versions: set[str]) -> None:
@@ -31,6 +32,12 @@ def test_a_stick_is_all_that_an_installed_box_needs(enrolled: Appliance) -> None
     assert enrolled.running_version() == OLD
     assert enrolled.identity()["node"]
     assert enrolled.guest.run("systemctl list-units --failed --no-legend 'seh-*'") == ""
+
+
+def test_the_stewards_console_shows_its_pages(enrolled: Appliance) -> None:
+    enrolled.guest.wait_for("systemctl is-active --quiet seh-console.service", limit_s=READY_LIMIT_S)
+    page = enrolled.guest.run(f'python3 -c "{ASK_THE_CONSOLE}"')
+    assert "hospital-guest" in page
 
 
 @pytest.mark.parametrize("unit", EXPOSURE)
