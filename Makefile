@@ -7,7 +7,7 @@ PYTEST := $(PY) -m pytest -n 3 --dist loadfile
 export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 
-.PHONY: demo test system package image image-test box-test check bench docs setup lint clean
+.PHONY: demo test system package image check bench docs setup lint clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -16,10 +16,11 @@ demo: setup
 test: setup lint
 	$(PYTEST) --ignore tests/guest
 
-# A whole machine, booted, with sticks put in and its power taken away (docs/developer.md); needs root to be built.
+# Whole machines, booted: package and image installed, enrolled, updated, robbed of their power (docs/developer.md). Needs
+# root to build them, and most of an hour; TESTS names some of them.
 system: setup
 	$(PY) -m tests.guest
-	$(PY) -m pytest tests/guest --ignore tests/guest/test_image.py --ignore tests/guest/test_box.py
+	$(PY) -m pytest -s --durations 10 $(or $(TESTS),tests/guest)
 
 # The Debian package of VERSION with its payload, into build/package; MAKER names who signs, else keys for tests do.
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
@@ -29,15 +30,6 @@ package: setup
 # The appliance's disk image around that package; needs root. PRESET names a directory of files to lay over its system.
 image: package
 	packaging/image/build.sh build/package/secur-e-health_$(VERSION)_amd64.deb build/image/appliance.raw $(PRESET)
-
-# The image, started as it is delivered, six times over: some minutes, so it is no part of `make system`.
-image-test: setup
-	$(PY) -m pytest tests/guest/test_image.py
-
-# The package on a whole machine: enrolled, updated, robbed of its power. Half an hour, so it is no part of `make system`.
-box-test: setup
-	$(PY) -m tests.guest
-	$(PY) -m pytest tests/guest/test_box.py
 
 # The quick part: lint, types, floors, unit tests and attacks, within two minutes.
 check: setup lint

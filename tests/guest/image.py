@@ -54,7 +54,7 @@ def load_image() -> Path:
             digest.update(f"{file.relative_to(IMAGE_BUILD)}\0".encode() + file.read_bytes())
     image = BUILD / f"image-{digest.hexdigest()[:16]}.raw"
     if not image.exists():
-        assert os.geteuid() == 0, "building the image needs root: sudo make image-test"
+        assert os.geteuid() == 0, "building the image needs root: sudo make system"
         package = image.parent / f"secur-e-health_{OLD}_amd64.deb"
         dump = f"dump /{package.name} {package}"
         run(find_tool("debugfs"), "-R", dump, str(releases.package))

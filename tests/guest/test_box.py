@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 POWER_CUTS = 8
 CUT_WITHIN_S = 40.0
 EXPOSURE = {"seh-agent.service": 1.0, "seh-worker@.service": 0.5, "seh-console.service": 1.0}
-ASK_THE_CONSOLE = "import urllib.request as web; print(web.urlopen('http://localhost:8470/', timeout=60).read().decode())"
+ASK_THE_CONSOLE = "import urllib.request as w; print(w.urlopen('http://localhost:8470/', timeout=60).read().decode())"
 
 
 def check_box(box: Appliance, before: dict[str, str], versions: set[str]) -> None:
