@@ -1,9 +1,9 @@
 """The privacy ledger: what studies may still learn from a data set, replayed from the audit log and kept nowhere else.
 
 One account for each data set and unit (one record's privacy, or the hospital's); the two are never added. A study's
-cost is set aside whole before anything of it can leave; what it did not release comes back when it is settled, and
-what was never settled counts as spent. The sums are `agent.governance.ledger`'s. A study without a bound takes from
-a number of releases that the site allows, 0 unless it says more.
+cost is set aside whole before anything of it can leave. What it did not release comes back when it is settled: with its
+last round, or once the last approval of it was withdrawn or has run out. The sums are `agent.governance.ledger`'s. A
+study without a bound takes from a number of releases that the site allows, 0 unless it says more.
 
 An older disk, put back, would forget what was spent. So each reservation's leaf carries the number that a counter in
 the TPM then steps to: leaf first, counter after. A log that is ahead by that one step was cut off between the two and
@@ -22,7 +22,7 @@ from agent.audit.leaves import BudgetReserved, BudgetSettled, Leaf
 from agent.core.box_view import BudgetView
 from agent.core.clock import Clock
 from agent.core.errors import HardwareError
-from agent.governance.ledger import Cost, Ledger, Unit, cost_of, is_curve
+from agent.governance.ledger import Cost, Ledger, Reservation, Unit, cost_of, is_curve
 from agent.governance.permit import Decision, Finding, refusal_of
 from agent.governance.policy import DatasetPolicy, Policy
 from agent.secagg.accounting import compute_epsilon
@@ -101,7 +101,9 @@ class BudgetBook:
                 the TPM does not answer.
         """
         with self._lock:
-            self._settle_counter(self._caught_up())
+            ledger = self._caught_up()
+            self._settle_counter(ledger)
+            self._settle_ended(ledger)
 
     def ledger(self) -> Ledger:
         """The ledger as it is now; for reading."""
@@ -115,7 +117,7 @@ class BudgetBook:
             OperatorError: The study's terms contradict each other, or the library that accounts is missing.
         """
         with self._lock:
-            ledger = self._caught_up()
+            ledger = self._without_ended()
             latest = ledger.latest(digest, dataset)
             if latest is not None and latest.settled is None:
                 return Finding(
@@ -147,6 +149,7 @@ class BudgetBook:
         with self._lock:
             ledger = self._caught_up()
             self._settle_counter(ledger)
+            self._settle_ended(ledger)
             cost = _remaining(cost_of(study, digest), ledger.rounds_sent(digest, dataset))
             latest = ledger.latest(digest, dataset)
             if latest is not None and (latest.settled is None or not cost.releases):
@@ -169,22 +172,12 @@ class BudgetBook:
             open_one = ledger.latest(digest, dataset)
             if open_one is None or open_one.settled is not None:
                 return
-            cost = cost_of(study, digest)
-            used = len(open_one.rounds & set(cost.rounds))
-            epsilon = None
-            if cost.release is not None:
-                epsilon = compute_epsilon(
-                    [used * value for value in cost.release.curve], cost.delta - used * cost.release.slack
-                )
-            self._log.append(
-                BudgetSettled(at_s=self._now_s(), reservation=open_one.leaf.reservation, epsilon=epsilon, releases=used)
-            )
-            self._caught_up()
+            self._settle(open_one, used=len(open_one.rounds & set(cost_of(study, digest).rounds)))
 
     def views(self, policy: Policy) -> tuple[BudgetView, ...]:
         """A row for each data set of the policy and each unit that it has a budget for; one row where it has none."""
         with self._lock:
-            ledger = self._caught_up()
+            ledger = self._without_ended()
             return tuple(
                 view for dataset, rules in sorted(policy.datasets.items()) for view in _views(ledger, dataset, rules)
             )
@@ -193,6 +186,24 @@ class BudgetBook:
         for leaf in self._log.leaves(self._ledger.seen, self._log.size):
             self._ledger.note(leaf)
         return self._ledger
+
+    def _without_ended(self) -> Ledger:
+        ledger = self._caught_up()
+        return ledger.as_settled(ledger.ended(self._now_s()))
+
+    def _settle_ended(self, ledger: Ledger) -> None:
+        for reservation in ledger.ended(self._now_s()):
+            self._settle(reservation, used=reservation.spent)
+
+    def _settle(self, reservation: Reservation, *, used: int) -> None:
+        leaf = reservation.leaf
+        epsilon = None
+        if leaf.epsilon is not None:
+            epsilon = compute_epsilon([used * value for value in leaf.curve], leaf.delta - used * leaf.slack)
+        self._log.append(
+            BudgetSettled(at_s=self._now_s(), reservation=leaf.reservation, epsilon=epsilon, releases=used)
+        )
+        self._caught_up()
 
     def _settle_counter(self, ledger: Ledger) -> None:
         if self._counter is None:

@@ -9,12 +9,20 @@ filters and odometers with Renyi differential privacy and applications to differ
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Final, Literal
 
-from agent.audit.leaves import BudgetReserved, BudgetSettled, Leaf, UpdateSent
+from agent.audit.leaves import (
+    ApprovalGiven,
+    ApprovalWithdrawn,
+    BudgetReserved,
+    BudgetSettled,
+    Leaf,
+    UpdateSent,
+)
 from agent.core.errors import HardwareError
 from agent.governance.policy import BudgetLimit
 from agent.secagg.accounting import ORDERS, ReleaseCost, compute_epsilon, hospital_cost, record_cost
@@ -117,6 +125,7 @@ class Ledger:
         self._reservations: list[Reservation] = []
         self._closed = 0
         self._sent: dict[tuple[str, str], set[int]] = {}
+        self._approvals: dict[tuple[str, str], dict[int, int]] = {}
 
     @classmethod
     def replay(cls, leaves: Iterable[Leaf]) -> Ledger:
@@ -147,12 +156,34 @@ class Ledger:
             self._note_settled(leaf)
         elif isinstance(leaf, UpdateSent):
             self._note_sent(leaf)
+        elif isinstance(leaf, ApprovalGiven):
+            self._approvals.setdefault((leaf.study_digest, leaf.dataset), {})[leaf.sequence] = leaf.not_after_s
+        elif isinstance(leaf, ApprovalWithdrawn):
+            self._approvals.setdefault((leaf.study_digest, leaf.dataset), {}).pop(leaf.sequence, None)
         self.seen += 1
 
     def begin_next_log(self) -> None:
         """The box was enrolled anew: what earlier logs reserved counts for good, and no study goes on with it."""
         self.seen, self._closed = 0, self.next_number
         self._sent.clear()
+        self._approvals.clear()
+
+    def ended(self, now_s: int) -> list[Reservation]:
+        """Open reservations of studies that were approved once and are no more, so that nothing can leave for them."""
+        return [
+            item
+            for item in self._reservations[self._closed :]
+            if item.settled is None
+            and (approvals := self._approvals.get((item.leaf.study_digest, item.leaf.dataset))) is not None
+            and all(not_after_s <= now_s for not_after_s in approvals.values())
+        ]
+
+    def as_settled(self, ended: Iterable[Reservation]) -> Ledger:
+        """The ledger as it will be once these are settled."""
+        other = copy.copy(self)
+        settled = {item.leaf.reservation: replace(item, settled=item.spent) for item in ended}
+        other._reservations = [settled.get(item.leaf.reservation, item) for item in self._reservations]  # noqa: SLF001
+        return other
 
     def latest(self, study_digest: str, dataset: str) -> Reservation | None:
         """The last reservation of a study on a data set, in this log."""

@@ -2,10 +2,10 @@
 
 Three NV indices, each with an authorisation of its own that only the slot tool can derive: a counter for the floor,
 its base (floor = counter - base, as a TPM may start a new counter anywhere above its old ones), written once and then
-locked, and a counter that follows the state's generation. The owner's authorisation is not taken
-(docs/decisions/0012): whoever reaches the TPM can remove the indices, but can neither write them nor put others in their
-place that answer to the tool's secret. Missing or foreign ones are made anew, with the floor that the tool's own state
-speaks for, or, where that is lost too, with the one that the foreign ones hold.
+locked, and a counter that follows the state's generation. The owner's authorisation is not taken (docs/decisions/0012):
+whoever reaches the TPM can remove the indices, but can neither write them nor put others in their place that answer to
+the tool's secret. Missing or foreign ones are made anew, with the floor that the tool's own state speaks for, or, where
+that is lost too, with the one that the foreign ones hold.
 
 Source: TPM 2.0 Library Part 1, 37.2.4 (counters); Part 3, 31 (NV); TCG PC Client Platform Firmware Profile, 3.3.4
 (PCR usage); tpm2-tools 5.4.

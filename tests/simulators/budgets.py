@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from agent.audit.leaves import Leaf, UpdateSent
+from agent.audit.leaves import ApprovalGiven, ApprovalWithdrawn, Leaf, UpdateSent
 from agent.governance.budget import BudgetBook
 from agent.governance.policy import BudgetLimit, Budgets, DatasetPolicy, Policy
 from agent.trust.study import Study
@@ -62,10 +62,11 @@ class PlayedBox:
 
     log: PlayedLog = field(default_factory=PlayedLog)
     counter: PlayedCounter | None = field(default_factory=PlayedCounter)
+    clock: SetClock = field(default_factory=SetClock)
 
     def start(self) -> BudgetBook:
         """The agent starts."""
-        book = BudgetBook(self.log, self.counter, SetClock())
+        book = BudgetBook(self.log, self.counter, self.clock)
         book.check()
         return book
 
@@ -74,6 +75,32 @@ class PlayedBox:
         self.log.moments = moments
         if self.counter is not None:
             self.counter.moments = moments
+
+    def approved(self, digest: str, sequence: int, *, for_s: int = 3600) -> None:
+        """A steward approves a study."""
+        now_s = int(self.clock.now().timestamp())
+        self.log.append(
+            ApprovalGiven(
+                at_s=now_s,
+                sequence=sequence,
+                study="study",
+                study_digest=digest,
+                dataset=DATASET,
+                dataset_digest="0" * 64,
+                epsilon=None,
+                not_after_s=now_s + for_s,
+                steward="steward",
+                approval="0" * 64,
+            )
+        )
+
+    def withdrawn(self, digest: str, sequence: int) -> None:
+        """A steward takes an approval back."""
+        self.log.append(
+            ApprovalWithdrawn(
+                at_s=1, sequence=sequence, study="study", study_digest=digest, dataset=DATASET, steward="steward"
+            )
+        )
 
     def sent(self, digest: str, round_number: int, *, attempt: int = 1, dataset: str = DATASET) -> None:
         """A round's receipt."""

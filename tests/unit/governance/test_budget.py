@@ -198,3 +198,46 @@ def test_leaves_bring_the_ledger_back_to_the_last_digit() -> None:
     again = Ledger.replay(parse_leaf(encode_leaf(leaf)) for leaf in box.log.kept)
     for unit in ("record", "hospital"):
         assert again.committed(DATASET, unit, DELTA) == book.ledger().committed(DATASET, unit, DELTA)
+
+
+@pytest.mark.parametrize("ending", ["withdrawn", "expired"])
+def test_what_an_ended_study_holds_comes_back_and_its_return_pays_anew(ending: str) -> None:
+    box = PlayedBox()
+    book, policy, study = box.start(), allowing(unbounded=8), unbounded_study(rounds=5)
+    box.approved(digest_of(1), 1)
+    book.reserve(study, digest_of(1), DATASET, policy)
+    box.sent(digest_of(1), 1)
+    assert not book.finding(study, digest_of(2), DATASET, policy).passed
+    if ending == "withdrawn":
+        box.withdrawn(digest_of(1), 1)
+    else:
+        box.clock.move(3601)
+    assert book.finding(study, digest_of(2), DATASET, policy).passed
+    assert book.views(policy)[0].releases == 1
+    size = box.log.size
+    book.reserve(study, digest_of(2), DATASET, policy)
+    assert [leaf.kind for leaf in box.log.kept[size:]] == ["budget-settled", "budget-reserved"]
+    box.approved(digest_of(1), 2)
+    assert not book.finding(study, digest_of(1), DATASET, policy).passed
+    assert book.finding(study, digest_of(1), DATASET, allowing(unbounded=12)).passed
+
+
+def test_one_of_two_approvals_withdrawn_ends_nothing() -> None:
+    box = PlayedBox()
+    book, policy = box.start(), allowing(unbounded=8)
+    for sequence in (1, 2):
+        box.approved(digest_of(1), sequence)
+    book.reserve(unbounded_study(), digest_of(1), DATASET, policy)
+    box.withdrawn(digest_of(1), 2)
+    box.start()
+    assert not any(isinstance(leaf, BudgetSettled) for leaf in box.log.kept)
+
+
+def test_a_study_that_ended_while_the_box_was_off_is_settled_at_its_start() -> None:
+    box = PlayedBox()
+    box.approved(digest_of(1), 1)
+    box.start().reserve(unbounded_study(), digest_of(1), DATASET, allowing(unbounded=8))
+    box.clock.move(3601)
+    box.start()
+    assert isinstance(leaf := box.log.kept[-1], BudgetSettled)
+    assert leaf.releases == 0
