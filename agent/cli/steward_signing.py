@@ -52,9 +52,17 @@ class StewardChoice:
         """The key that is meant.
 
         Raises:
-            OperatorError: None is meant, or none counts (`cli.which_steward`).
+            OperatorError: None is meant, or none counts (`cli.which_steward`); a card is named, and the steward signs
+                with a security key (`cli.no_card`).
         """
-        return StewardKey(choose_steward(stewards, self.name), self.person, self.uri, self.reader)
+        steward = choose_steward(stewards, self.name)
+        if self.uri is not None and steward.kind != "piv":
+            raise OperatorError(
+                "cli.no_card",
+                f"{steward.steward} signs with a security key, and --key names a smartcard.",
+                next_step="Leave --key out; --reader names the reader of a security key without USB.",
+            )
+        return StewardKey(steward, self.person, self.uri, self.reader)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from provisioning.authority.repository import RepositoryFiles, RepositoryState
 from provisioning.authority.roles import OFFLINE
 from provisioning.authority.site import LocalSource, SiteDesk
 from provisioning.authority.superlink import SuperLinkConnection
-from provisioning.authority.witnesses import consortium_record, name_witness
+from provisioning.authority.witnesses import consortium_record, dismiss_witness, name_witness
 from provisioning.cli.ceremony import (
     DirectoryOption,
     KeysOption,
@@ -174,16 +174,27 @@ def renew(
 
 @app.command()
 def witness(
-    file: Annotated[Path, typer.Argument(help="The witness's record, witness.json, as `witness init` made it.")],
+    file: Annotated[
+        Path | None, typer.Argument(help="The witness's record, witness.json, as `witness init` made it.")
+    ] = None,
+    *,
     directory: DirectoryOption,
+    dismiss: Annotated[str, typer.Option(help="Instead: the name of a witness that is named no more.")] = "",
     key: KeysOption = None,
     passphrase_file: PassphraseFile = None,
 ) -> None:
     """Name a witness of the boxes' audit logs; from then on nothing leaves a box that it has not seen lately."""
-    record = _read_witness(file)
+    if (file is None) == (not dismiss):
+        raise typer.BadParameter("Give either a witness's record or --dismiss.")
+    record = None if file is None else _read_witness(file)
     with asked_authority(directory, passphrase_file, key) as authority:
-        pending = name_witness(authority.ceremony, RepositoryFiles(authority.layout.repository), record)
-        tell_outcome(authority, pending, f"{record.name} is named; every box submits its log there from now on.")
+        files = RepositoryFiles(authority.layout.repository)
+        if record is None:
+            pending = dismiss_witness(authority.ceremony, files, dismiss)
+            tell_outcome(authority, pending, f"{dismiss} is named no more; boxes stop submitting their logs there.")
+        else:
+            pending = name_witness(authority.ceremony, files, record)
+            tell_outcome(authority, pending, f"{record.name} is named; every box submits its log there from now on.")
 
 
 def _read_witness(file: Path) -> WitnessRecord:

@@ -257,6 +257,12 @@ def _columns(file: Path | None, typed: Iterable[str], *, without: str) -> list[C
     if not found:
         text = _told(None, "fields, as age=number:0:120:years, sex=flag, stage=I|II", "--fields or --field")
         found = {column.name: column for column in (parse_column(part.strip()) for part in text.split(","))}
+    if file is not None and without not in found:
+        raise OperatorError(
+            "study.no_such_field",
+            f"{file} has no field {without[:80]!r}, which --label names; it has {', '.join(found)[:400]}.",
+            next_step="Correct --label, or add the field with --field.",
+        )
     found.pop(without, None)
     return [column if column.is_complete else _completed(column) for column in found.values()]
 

@@ -405,3 +405,7 @@ def test_a_witness_is_named_in_the_consortiums_record(operator: Operator, tmp_pa
     record.write_text(record.read_text(encoding="utf-8").replace("witness.example:9443", address), encoding="utf-8")
     with pytest.raises(OperatorError, match="cannot witness"):
         operator.call("consortium", "witness", record, "-d", operator.directory)
+    with pytest.raises(OperatorError, match="it names witness"):
+        operator.call("consortium", "witness", "--dismiss", "witness.example/2", "-d", operator.directory)
+    operator.call("consortium", "witness", "--dismiss", "witness.example/1", "-d", operator.directory)
+    assert operator.read().consortium.witnesses == ()

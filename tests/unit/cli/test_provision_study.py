@@ -86,6 +86,14 @@ def test_new_reads_the_fields_from_a_table_and_takes_the_outcome_out(model: Path
     assert [(spec.name, spec.maximum) for spec in features] == [("age", 120.0), ("sex", None)]
 
 
+def test_new_names_an_outcome_that_the_table_does_not_have(model: Path) -> None:
+    (model.parent / "table.csv").write_text("age,sex,sick\n50,1,0\n70,0,1\n")
+    with pytest.raises(OperatorError) as caught:
+        new(model, "--fields", model.parent / "table.csv")
+    assert caught.value.code == "study.no_such_field"
+    assert "age, sex, sick" in caught.value.sentence
+
+
 def test_new_asks_for_what_no_option_says(model: Path) -> None:
     (model.parent / "header.csv").write_text("age,sex,ill\n")
     said = new(

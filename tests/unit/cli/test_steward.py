@@ -224,6 +224,15 @@ def test_another_security_key_is_told_apart_before_its_pin_is_asked(
     assert len(terminal.prompts) == asked
 
 
+def test_a_card_named_for_a_steward_with_a_security_key_is_not_passed_over(
+    terminal: Terminal, authenticator: Authenticator
+) -> None:
+    terminal.new("dr-a")
+    count = authenticator.count
+    assert code_of(lambda: terminal.agent("approve", "heart-risk", "--yes", "--key", "piv:")) == "cli.no_card"
+    assert authenticator.count == count
+
+
 def test_what_is_approved_is_shown_first_and_asked_for(terminal: Terminal, authenticator: Authenticator) -> None:
     terminal.new("dr-a")
     count = authenticator.count
