@@ -234,7 +234,7 @@ def _no_authenticator(reader: str) -> HardwareError:
     return HardwareError(
         "identity.no_authenticator",
         f"There is no security key in the reader {reader}." if reader else "There is no security key.",
-        next_step="Plug the security key in, or lay it on the reader, and give the command again; an agent goes on by itself.",
+        next_step="Plug it in, or lay it on the reader, and give the command again; a running agent goes on by itself.",
     )
 
 
