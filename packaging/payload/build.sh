@@ -11,7 +11,7 @@ unset SOURCE_DATE_EPOCH
 umask 022
 here=$(dirname "$(realpath "$0")")
 root=$(realpath "$here/../..")
-extras=worker,tpm,piv,fido2,pkcs11,enrol,privacy,console
+extras=worker,tpm,piv,fido2,pkcs11,enrol,console
 grep -q '^service = ' "$root/pyproject.toml" && extras=$extras,service
 if [ "${1-}" = --extras ]; then
     extras=$2

@@ -40,7 +40,7 @@ rm -f "$site"/pyarrow/libarrow_flight.so* "$site"/pyarrow/libarrow_python_flight
 
 # Whether enough is left: each library that needs one of Debian's, or lost a part, is loaded in the payload itself.
 for module in cryptography.x509 flwr.app grpc numpy pydantic_core tuf.ngclient onnx PIL.Image pkcs11 pyarrow.parquet pyseccomp \
-    dp_accounting.rdp fastapi polib smartcard.scard systemd.journal torch tpm2_pytss zxingcpp; do
+    fastapi polib smartcard.scard systemd.journal torch tpm2_pytss zxingcpp; do
     package=${module%%.*}
     [ -e "$site/$package" ] || [ -e "$site/$package.py" ] || continue
     unshare --map-root-user --mount sh -c 'mount --rbind /dev "$1/dev" && exec chroot "$1" /usr/bin/python3 -BPsc "import $2"' \
