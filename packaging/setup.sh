@@ -28,7 +28,7 @@ echo "Installing Python packages into $venv"
 "$venv/bin/python" -m pip install -q -c constraints.txt --no-deps axe-playwright-python
 # These compile against Debian's libraries; without their headers, the demo falls back to software keys and tests fail.
 if pkg-config --exists tss2-esys; then
-    "$venv/bin/python" -m pip install -q -c constraints.txt -e '.[tpm]'
+    packaging/payload/without-fapi.sh "$venv/bin/python" -m pip install -q -c constraints.txt -e '.[tpm]'
 fi
 if pkg-config --exists libsystemd; then
     "$venv/bin/python" -m pip install -q -c constraints.txt -e '.[service]'

@@ -13,8 +13,10 @@ python=$root/.venv/bin/python
 # What has no wheel is compiled here once; without debugging data it comes out the same in any directory.
 export PIP_CACHE_DIR="$root/build/cache/pip" CFLAGS="-O2 -g0" SOURCE_DATE_EPOCH=315532800
 mkdir -p "$site"
-"$python" -m pip install -qq --no-compile --no-warn-script-location --target "$site" --report "$report" \
-    -c "$root/constraints.txt" "$root[$extras]"
+# pip would take the one that was built before, with the feature API or without.
+"$python" -m pip cache remove -qq tpm2_pytss
+"$here/without-fapi.sh" "$python" -m pip install -qq --no-compile --no-warn-script-location --target "$site" \
+    --report "$report" -c "$root/constraints.txt" "$root[$extras]"
 if grep -q '"name": "nvidia-' "$report"; then
     echo "torch came as its CUDA build; the payload takes the one for CPUs (docs/developer.md)." >&2
     exit 1
