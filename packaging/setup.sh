@@ -23,12 +23,12 @@ fi
 [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
 echo "Installing Python packages into $venv"
 "$venv/bin/python" -m pip install -q --upgrade -c constraints.txt pip
-"$venv/bin/python" -m pip install -q -c constraints.txt -e '.[worker,privacy,console,provision,demo,dev,pkcs11,enrol]'
+"$venv/bin/python" -m pip install -q -c constraints.txt -e '.[worker,console,provision,demo,dev,pkcs11,enrol]'
 # For its axe.min.js alone, which is run in Chromium; what it would bring along is another browser's driver.
 "$venv/bin/python" -m pip install -q -c constraints.txt --no-deps axe-playwright-python
 # These compile against Debian's libraries; without their headers, the demo falls back to software keys and tests fail.
 if pkg-config --exists tss2-esys; then
-    "$venv/bin/python" -m pip install -q -c constraints.txt -e '.[tpm]'
+    packaging/payload/without-fapi.sh "$venv/bin/python" -m pip install -q -c constraints.txt -e '.[tpm]'
 fi
 if pkg-config --exists libsystemd; then
     "$venv/bin/python" -m pip install -q -c constraints.txt -e '.[service]'

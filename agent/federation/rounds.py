@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from agent.core.errors import Fault, PeerProtocolError
@@ -44,6 +44,30 @@ class OpenHandler:
 
     def forget(self, run: StudyRun) -> None:
         """Nothing is kept."""
+
+
+class LateHandler:
+    """A handler that is made with the first frame for it: until then an agent holds nothing of its protocol."""
+
+    def __init__(self, make: Callable[[], StageHandler]) -> None:
+        """Prepare.
+
+        Args:
+            make: Makes it; called once, by the thread that answers.
+        """
+        self._make = make
+        self._made: StageHandler | None = None
+
+    def handle(self, run: StudyRun, frame: Frame) -> Frame:
+        """As the handler does."""
+        if self._made is None:
+            self._made = self._make()
+        return self._made.handle(run, frame)
+
+    def forget(self, run: StudyRun) -> None:
+        """As the handler does; before the first frame there is nothing to let go of."""
+        if self._made is not None:
+            self._made.forget(run)
 
 
 class Rounds:

@@ -32,7 +32,6 @@ from agent.trust.terms import aggregation_terms, check_privacy, least_evidence
 
 MAX_CONFIGURATION_BYTES = 1 << 20
 MASK_THREADS = max(1, min(4, os.cpu_count() or 1))
-STAGES = (Stage.ADVERTISE, Stage.MASKED_INPUT, Stage.AGREE, Stage.REVEAL)
 
 log = structlog.get_logger()
 

@@ -114,7 +114,7 @@ class BudgetBook:
         """What the ledger says about a study, under the rule `budget`.
 
         Raises:
-            OperatorError: The study's terms contradict each other, or the library that accounts is missing.
+            OperatorError: The study's terms contradict each other.
         """
         with self._lock:
             ledger = self._without_ended()

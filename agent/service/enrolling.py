@@ -25,13 +25,13 @@ from agent.enrolment.drop import take_reading
 from agent.enrolment.line import EnrolmentStoppedError, Patience, Wait
 from agent.enrolment.phone import Code, PresetRegistrar, token_by_phone
 from agent.enrolment.progress import Progress, Tell
-from agent.enrolment.record import EnrolmentFolder, EnrolmentRecord, check_may_enrol
+from agent.enrolment.record import EnrolmentFolder, EnrolmentRecord
 from agent.identity.key import HardwareKey
 from agent.identity.link import link_key
 from agent.identity.vault import Vault
+from agent.service.sticks import ENROL_HERE
 from agent.service.trust import found_repository
 from agent.statements.kinds import Hex32
-from agent.trust.token import parse_token
 
 MAX_PRESET_BYTES: Final = 1 << 14
 STOP_LIMIT_S: Final = 2.0
@@ -41,9 +41,6 @@ HOW_TO_ENROL: Final = "Put the consortium's stick in, or run `seh-agent enrol` w
 BY_PHONE: Final = (
     "Put the consortium's stick in. Or open the page with a telephone that holds a passkey of this hospital, and type "
     "the code: there is one attempt, and five minutes."
-)
-ENROL_HERE: Final = (
-    "Run `seh-agent enrol` at the box, with the consortium's stick or code: this box's key needs a person."
 )
 
 log = structlog.get_logger()
@@ -285,22 +282,6 @@ class Enroller:
         self._stop.set()
         if self._thread is not None:
             self._thread.join(STOP_LIMIT_S)
-
-
-def judge_stick(config: AgentConfig, record: EnrolmentRecord) -> str:
-    """What a stick means that was put into an enrolled box: a sentence, or nothing where there is no stick."""
-    try:
-        reading = take_reading(config.enrolment.drop)
-        if reading is None:
-            return ""
-        if reading.code:
-            return f"{reading.sentence} {reading.next_step}"
-        check_may_enrol(record, parse_token(reading.token).token, record.key_id, replaces=False)
-        EnrolmentFolder.of(config.node.state_directory).check_not_revoked(record)
-    except SecureHealthError as error:
-        log.warning("token_ignored", error=error)
-        return f"{error.sentence} {error.next_step}"
-    return f"This box is enrolled already: {record.site} in {record.name}. The stick was not needed."
 
 
 def set_aside_sealed(state_directory: Path, now: str) -> Path | None:

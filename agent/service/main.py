@@ -28,7 +28,6 @@ from agent.identity.session import RenewalPolicy, SessionKeeper, SessionState
 from agent.identity.vault import Vault
 from agent.service.affiliation import Affiliation, check_single, enrolled_affiliation, pinned_affiliation
 from agent.service.control import ControlDesk, ControlSocket
-from agent.service.enrolling import ENROL_HERE, Bearings, Enroller, judge_stick
 from agent.service.examining import ExaminationDesk, examiner
 from agent.service.governing import Governance, open_governance
 from agent.service.health import HealthReport, run_self_test
@@ -37,6 +36,7 @@ from agent.service.metrics import MetricsFile, metrics_path
 from agent.service.requests import Handler
 from agent.service.safekeeping import load_vault
 from agent.service.state import AgentStatus, StatusBoard, load_status, locked_state, store_status
+from agent.service.sticks import ENROL_HERE, judge_stick
 from agent.service.trust import REFRESH_S
 from agent.service.watchdog import ServiceManager
 from agent.service.wiring import Agent, session_keeper, wire_agent, worker_opener
@@ -233,6 +233,8 @@ class _Life:
         self.signals.wait(TRUST_RETRY_S)
 
     def _wait_for_enrolment(self, secrets: BoxSecrets) -> None:
+        from agent.service.enrolling import Bearings, Enroller  # noqa: PLC0415 - an enrolled box needs none of it
+
         box = node_name(secrets.key.key_id)
         link = public_key_bytes(link_key(secrets.key, secrets.vault).public_key())
         fingerprint = box_words(*secrets.key.evidence_names(), link)

@@ -20,8 +20,7 @@ from agent.federation.fleet import Fleet, SuperLinkEndpoint
 from agent.federation.membership import MembershipStore
 from agent.federation.node import Node, NodeSettings, NodeStatus
 from agent.federation.plain import PlainHandler
-from agent.federation.rounds import OpenHandler, Rounds, StageHandler
-from agent.federation.secure import STAGES, Governed, SecureHandler, SecureSettings
+from agent.federation.rounds import LateHandler, OpenHandler, Rounds, StageHandler
 from agent.federation.studies import OpenWorker, StudyShelf, Worker
 from agent.identity.key import HardwareKey
 from agent.identity.link import link_key, opens_by_itself
@@ -30,6 +29,8 @@ from agent.service.affiliation import Affiliation
 from agent.service.governing import Governance
 from agent.service.safekeeping import load_vault, session_keys
 from agent.trust.study import Study
+
+_SECURE_STAGES = (Stage.ADVERTISE, Stage.MASKED_INPUT, Stage.AGREE, Stage.REVEAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +95,11 @@ def wire_agent(
         gate=None if governance is None else governance.gate,
     )
     plain_allowed = affiliation.allows_plain and config.federation.allow_plain and governance is None
-    governed = None if governance is None else Governed(governance.gate, shelf.check_still_permitted)
     board = RoundBoard(clock) if governance is None else governance.board
     handlers: dict[Stage, StageHandler] = {
         Stage.OPEN: OpenHandler(),
         Stage.PLAIN: PlainHandler(allowed=plain_allowed),
-        **_secure_handlers(config, affiliation, keeper, stop, journal_key, governed, board),
+        **_secure_handlers(config, affiliation, keeper, stop, journal_key, governance, shelf, board),
     }
     rounds = Rounds(shelf, handlers, board)
     memory = MembershipStore(config.node.state_directory / "fleet", affiliation.superlink, fleet.signed.public_key_pem)
@@ -160,25 +160,34 @@ def _secure_handlers(
     keeper: SessionKeeper | None,
     stop: threading.Event,
     journal_key: bytes,
-    governed: Governed | None,
+    governance: Governance | None,
+    shelf: StudyShelf,
     board: RoundBoard,
 ) -> dict[Stage, StageHandler]:
     """Secure aggregation, where there is company for it."""
     company = affiliation.company
     if keeper is None or company is None:
         return {}
-    settings = SecureSettings(
-        site=affiliation.site,
-        state=config.node.state_directory,
-        peers=company.peers,
-        coordinator=company.coordinator,
-        session=keeper.current,
-        stopping=stop.is_set,
-        journal_key=journal_key,
-        governed=governed,
-        on_sent=board.note_sent,
-    )
-    return dict.fromkeys(STAGES, SecureHandler(settings))
+
+    def make_handler() -> StageHandler:
+        # With the first round: a box that waits for one holds no protocol.
+        from agent.federation.secure import Governed, SecureHandler, SecureSettings  # noqa: PLC0415
+
+        return SecureHandler(
+            SecureSettings(
+                site=affiliation.site,
+                state=config.node.state_directory,
+                peers=company.peers,
+                coordinator=company.coordinator,
+                session=keeper.current,
+                stopping=stop.is_set,
+                journal_key=journal_key,
+                governed=None if governance is None else Governed(governance.gate, shelf.check_still_permitted),
+                on_sent=board.note_sent,
+            )
+        )
+
+    return dict.fromkeys(_SECURE_STAGES, LateHandler(make_handler))
 
 
 def worker_opener(config: AgentConfig) -> OpenWorker:

@@ -71,7 +71,7 @@ def check_privacy(terms: Terms) -> PrivacySpent | None:
     """What the whole study's releases will cost a hospital or a record, if it adds noise.
 
     Raises:
-        OperatorError: More than the study's own budget, or the accounting library is missing.
+        OperatorError: More than the study's own budget.
     """
     if terms.privacy is not None:
         spent, promised = spent_privacy(terms, rounds=terms.rounds), terms.privacy.epsilon

@@ -11,7 +11,7 @@ unset SOURCE_DATE_EPOCH
 umask 022
 here=$(dirname "$(realpath "$0")")
 root=$(realpath "$here/../..")
-extras=worker,tpm,piv,fido2,pkcs11,enrol,privacy,console
+extras=worker,tpm,piv,fido2,pkcs11,enrol,console
 grep -q '^service = ' "$root/pyproject.toml" && extras=$extras,service
 if [ "${1-}" = --extras ]; then
     extras=$2
@@ -27,7 +27,8 @@ echo "$version" | grep -qxE '(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)' 
 python=$root/.venv/bin/python
 
 # Debian and the libraries change seldom: they are put together once for all releases with the same ones.
-key=$( (echo "$extras"; cat "$here"/debian* "$here/left-out.txt" "$here/python.sh" "$here/compile.sh" "$root/constraints.txt" &&
+key=$( (echo "$extras"; cat "$here"/debian* "$here/left-out.txt" "$here/python.sh" "$here/without-fapi.sh" \
+    "$here/compile.sh" "$root/constraints.txt" &&
     sed -n '/^dependencies/,/^]/p; /^\[project.optional/,/^\[project.scripts/p' "$root/pyproject.toml") | sha256sum | cut -c1-16)
 base=$root/build/cache/payload/$key
 mkdir -p "$root/build/cache/payload"

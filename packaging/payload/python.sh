@@ -13,8 +13,10 @@ python=$root/.venv/bin/python
 # What has no wheel is compiled here once; without debugging data it comes out the same in any directory.
 export PIP_CACHE_DIR="$root/build/cache/pip" CFLAGS="-O2 -g0" SOURCE_DATE_EPOCH=315532800
 mkdir -p "$site"
-"$python" -m pip install -qq --no-compile --no-warn-script-location --target "$site" --report "$report" \
-    -c "$root/constraints.txt" "$root[$extras]"
+# pip would take the one that was built before, with the feature API or without.
+"$python" -m pip cache remove -qq tpm2_pytss
+"$here/without-fapi.sh" "$python" -m pip install -qq --no-compile --no-warn-script-location --target "$site" \
+    --report "$report" -c "$root/constraints.txt" "$root[$extras]"
 if grep -q '"name": "nvidia-' "$report"; then
     echo "torch came as its CUDA build; the payload takes the one for CPUs (docs/developer.md)." >&2
     exit 1
@@ -40,7 +42,7 @@ rm -f "$site"/pyarrow/libarrow_flight.so* "$site"/pyarrow/libarrow_python_flight
 
 # Whether enough is left: each library that needs one of Debian's, or lost a part, is loaded in the payload itself.
 for module in cryptography.x509 flwr.app grpc numpy pydantic_core tuf.ngclient onnx PIL.Image pkcs11 pyarrow.parquet pyseccomp \
-    dp_accounting.rdp fastapi polib smartcard.scard systemd.journal torch tpm2_pytss zxingcpp; do
+    fastapi polib smartcard.scard systemd.journal torch tpm2_pytss zxingcpp; do
     package=${module%%.*}
     [ -e "$site/$package" ] || [ -e "$site/$package.py" ] || continue
     unshare --map-root-user --mount sh -c 'mount --rbind /dev "$1/dev" && exec chroot "$1" /usr/bin/python3 -BPsc "import $2"' \

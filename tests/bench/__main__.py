@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import cast
 
 from rich.console import Console
 
+from tests.bench.cold import drop_libraries
 from tests.bench.table import Row, render, store_rows
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -49,6 +51,7 @@ def main(arguments: list[str]) -> int:
     if unknown:
         progress.print(f"No such section: {', '.join(unknown)}. There are: {', '.join(SECTIONS)}.")
         return 2
+    drop_libraries(Path(sysconfig.get_path("platlib")))
     rows: list[Row] = []
     failed: list[str] = []
     for section in arguments or SECTIONS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from agent.core.wire import Frame, Refusal, Stage, encode_frame, parse_frame
 from agent.data.catalog import Dataset
 from agent.federation.faults import RefusedError, StoppedError
 from agent.federation.plain import parse_moments
-from agent.federation.rounds import Rounds
+from agent.federation.rounds import LateHandler, Rounds
 from agent.federation.studies import MAX_OPEN_STUDIES, StudyRun
 from agent.trust.metrics import Moments, moments_layout, training_layout
 from agent.trust.study import parse_study
@@ -51,6 +52,38 @@ def _refused(rounds: Rounds, frame: Frame) -> tuple[Refusal, str]:
     with pytest.raises(RefusedError) as caught:
         rounds.answer(frame)
     return caught.value.refusal, caught.value.cause.code
+
+
+@dataclass(slots=True)
+class Echo:
+    """Sends every frame back."""
+
+    forgotten: list[str] = field(default_factory=list)
+
+    def handle(self, run: StudyRun, frame: Frame) -> Frame:
+        return frame
+
+    def forget(self, run: StudyRun) -> None:
+        self.forgotten.append(run.study.id)
+
+
+def test_a_late_handler_is_made_once_with_the_first_frame_for_it(house: House) -> None:
+    made: list[Echo] = []
+
+    def make() -> Echo:
+        made.append(Echo())
+        return made[-1]
+
+    digest = house.install()
+    house.extra = dict.fromkeys((Stage.ADVERTISE, Stage.REVEAL), LateHandler(make))
+    rounds, close = house.rounds(), Frame(STUDY_ID, Stage.CLOSE)
+    rounds.answer(Frame(STUDY_ID, Stage.OPEN, header={"study_digest": digest}))
+    rounds.answer(close)
+    assert made == []
+    for stage in (Stage.ADVERTISE, Stage.REVEAL):
+        assert rounds.answer(Frame(STUDY_ID, stage, 1)) == Frame(STUDY_ID, stage, 1)
+    rounds.answer(close)
+    assert [echo.forgotten for echo in made] == [[STUDY_ID]]
 
 
 def test_opening_says_nothing_but_yes(house: House) -> None:

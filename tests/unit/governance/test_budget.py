@@ -6,7 +6,10 @@ import math
 
 import pytest
 from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+from dp_accounting import rdp as peer
 from dp_accounting.rdp import RdpAccountant
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent.audit.leaves import BudgetReserved, BudgetSettled, encode_leaf, parse_leaf
 from agent.core.errors import OperatorError
@@ -25,6 +28,9 @@ from tests.simulators.budgets import (
     unbounded_study,
 )
 
+CURVES = st.lists(st.floats(0, 1e9), min_size=len(ORDERS), max_size=len(ORDERS))
+"""Also ones that no noise has: how a curve becomes epsilon asks nothing of its shape."""
+
 
 def accountant(*parts: tuple[float, float, int]) -> float:
     """Epsilon by dp-accounting of steps of (rate, multiplier), so many each."""
@@ -39,6 +45,27 @@ def accountant(*parts: tuple[float, float, int]) -> float:
 def test_a_step_costs_what_dp_accounting_says(rate: float, multiplier: float) -> None:
     curve = [100 * sampled_gaussian_divergence(order, rate=rate, multiplier=multiplier) for order in ORDERS]
     assert compute_epsilon(curve, DELTA) == pytest.approx(accountant((rate, multiplier, 100)), rel=1e-6)
+
+
+@given(CURVES, st.floats(0, 1) | st.floats(0, 1e-4))
+def test_a_curve_becomes_the_epsilon_that_dp_accounting_says(curve: list[float], delta: float) -> None:
+    expected, _ = peer.compute_epsilon(list(ORDERS), curve, delta)
+    assert compute_epsilon(curve, delta) == expected
+
+
+@pytest.mark.parametrize("divergence", [math.inf, math.nan])
+def test_a_curve_that_bounds_nothing_at_one_order_bounds_nothing(divergence: float) -> None:
+    assert compute_epsilon([1.0] * (len(ORDERS) - 1) + [divergence], DELTA) == math.inf
+
+
+def test_where_nothing_of_delta_is_left_nothing_is_bounded() -> None:
+    assert compute_epsilon([1.0] * len(ORDERS), -1e-9) == math.inf
+    assert compute_epsilon([0.0] * len(ORDERS), -1e-9) == 0
+
+
+def test_a_curve_of_other_orders_is_not_taken() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        compute_epsilon([1.0] * (len(ORDERS) - 1), DELTA)
 
 
 def test_a_whole_study_for_records_costs_what_dp_accounting_says() -> None:

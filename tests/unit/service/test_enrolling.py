@@ -13,7 +13,8 @@ from agent.core.config import AgentConfig, parse_config
 from agent.core.errors import OperatorError
 from agent.enrolment.drop import StickReading, leave_reading
 from agent.enrolment.record import EnrolmentFolder
-from agent.service.enrolling import judge_stick, preset_root, set_aside_sealed
+from agent.service.enrolling import preset_root, set_aside_sealed
+from agent.service.sticks import judge_stick
 from agent.trust.pins import Pins, SitePin
 from agent.trust.token import parse_token
 from tests.simulators.tokens import TOKEN, token_text
