@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from agent.console.connection import MAX_FROM_ADDRESS, ImpatientProtocol
 from agent.console.guard import BURST, MAX_BODY_BYTES
+from agent.console.run import BrowserProtocol
 from agent.console.sessions import IDLE_LIMIT_S
 from agent.console.words import LANGUAGES
 from agent.core.base64url import decode_bytes, encode_bytes
@@ -474,7 +474,7 @@ def test_who_asks_without_end_is_answered_no_more_until_time_has_passed(house: H
 
 
 def test_who_never_finishes_asking_is_hung_up_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ImpatientProtocol, "patience_s", 0.2)
+    monkeypatch.setattr(BrowserProtocol, "patience_s", 0.2)
     with reserved() as place, served(place, PlayedBox(tmp_path)) as origin:
         port = int(origin.rpartition(":")[2])
         for said in (b"", b"GET / HTTP/1.1\r\nhost: localhost\r\nx-slow: "):
@@ -486,7 +486,7 @@ def test_who_never_finishes_asking_is_hung_up_on(tmp_path: Path, monkeypatch: py
 def test_one_address_takes_only_so_many_connections(tmp_path: Path) -> None:
     with reserved() as place, served(place, PlayedBox(tmp_path)) as origin, ExitStack() as stack:
         port = int(origin.rpartition(":")[2])
-        for _ in range(MAX_FROM_ADDRESS):
+        for _ in range(BrowserProtocol.max_from_address):
             stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
         one_more = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
         assert hung_up(one_more)
