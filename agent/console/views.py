@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Final, TypeVar
 
 from fastapi import APIRouter, Query
@@ -21,11 +20,9 @@ from agent.console.passkeys import PasskeyDesk
 from agent.core.box_view import Box, ExportPiece, HealthView, StewardView, StudyLine
 from agent.core.errors import OperatorError, SecureHealthError, SoftwareError
 from agent.core.ids import check_identifier
+from agent.web.assets import asset_answer, assets
 
-STATIC: Final = Path(__file__).with_name("static")
-ASSETS: Final = MappingProxyType(
-    {"console.css": "text/css", "console.js": "text/javascript", "mark.svg": "image/svg+xml"}
-)
+_ASSETS: Final = assets(Path(__file__).with_name("static"), "console.css", "console.js", "mark.svg")
 MAX_SEARCH: Final = 200
 _NOT_GOVERNED: Final = "service.not_governed"
 _ORDER: Final = ("waiting", "approved", "not-permitted", "refused", "withdrawn", "absent")
@@ -112,10 +109,7 @@ def asset_routes() -> APIRouter:
 
     @router.get("/{name}")
     def asset(name: str) -> Response:
-        if name not in ASSETS:
-            return Response(status_code=HTTPStatus.NOT_FOUND)
-        headers = {"cache-control": "max-age=300"}
-        return Response((STATIC / name).read_bytes(), media_type=ASSETS[name], headers=headers)
+        return asset_answer(_ASSETS.get(name), {"cache-control": "max-age=300"})
 
     return router
 
