@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 import structlog
 from starlette.responses import PlainTextResponse
@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agent.core.clock import Clock
 from agent.core.config import ConsoleSection
+from agent.web.messages import add_headers, replay
 
 MAX_BODY_BYTES: Final = 1 << 15
 BODY_LIMIT_S: Final = 10.0
@@ -73,7 +74,7 @@ class Guard:
 
         async def dressed(message: Message) -> None:
             if message["type"] == "http.response.start":
-                _add_headers(message, self._headers)
+                add_headers(message, self._headers)
             await send(message)
 
         refusal = self._refusal(scope)
@@ -84,7 +85,7 @@ class Guard:
                 refusal = HTTPStatus.REQUEST_TIMEOUT
             else:
                 if body is not None:
-                    await self._app(scope, _replay(body, receive), dressed)
+                    await self._app(scope, replay(body, receive), dressed)
                     return
                 refusal = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
         _log.warning("console_request_refused", status=refusal.value, path=scope["path"][:200])
@@ -114,12 +115,6 @@ class Guard:
         return allowed
 
 
-def _add_headers(message: MutableMapping[str, Any], headers: Mapping[str, str]) -> None:
-    present = {name.lower() for name, _ in message.get("headers", ())}
-    extra = [(name.encode(), text.encode()) for name, text in headers.items() if name.encode() not in present]
-    message["headers"] = [*message.get("headers", ()), *extra]
-
-
 async def _read_body(scope: Scope, receive: Receive) -> bytes | None:
     """The whole body; None where it is too large."""
     announced = dict(scope["headers"]).get(b"content-length", b"0")
@@ -135,16 +130,3 @@ async def _read_body(scope: Scope, receive: Receive) -> bytes | None:
             return None
         if not message.get("more_body", False):
             return bytes(body)
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    told = False
-
-    async def again() -> Message:
-        nonlocal told
-        if told:
-            return await receive()
-        told = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return again

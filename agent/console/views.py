@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Final, TypeVar
 
 from fastapi import APIRouter, Query
@@ -21,11 +20,9 @@ from agent.console.passkeys import PasskeyDesk
 from agent.core.box_view import Box, ExportPiece, HealthView, StewardView, StudyLine
 from agent.core.errors import OperatorError, SecureHealthError, SoftwareError
 from agent.core.ids import check_identifier
+from agent.web.assets import asset_answer, assets
 
-STATIC: Final = Path(__file__).with_name("static")
-ASSETS: Final = MappingProxyType(
-    {"console.css": "text/css", "console.js": "text/javascript", "mark.svg": "image/svg+xml"}
-)
+_ASSETS: Final = assets(Path(__file__).with_name("static"), "console.css", "console.js", "mark.svg")
 MAX_SEARCH: Final = 200
 _NOT_GOVERNED: Final = "service.not_governed"
 _ORDER: Final = ("waiting", "approved", "not-permitted", "refused", "withdrawn", "absent")
@@ -60,32 +57,6 @@ def view_routes(box: Box, pages: Pages, passkeys: PasskeyDesk) -> APIRouter:
             needs=needs_of(state, audit, stewards, studies, health),
         )
 
-    @router.get("/studies")
-    def studies(asked: AskedRequest) -> Response:
-        lines = sorted(box.studies(), key=lambda line: (_ORDER.index(line.state), line.expires_s))
-        groups = {state: [line for line in lines if line.state == state] for state in _ORDER}
-        return pages.page("studies", asked, groups=groups)
-
-    @router.get("/studies/{name}")
-    def study(name: str, asked: AskedRequest) -> Response:
-        view = box.study(check_identifier(name, kind="study"))
-        known = box.stewards()
-        return pages.page(
-            "study",
-            asked,
-            study=view,
-            stewards=passkeys.usable(known),
-            factor=None if view.epsilon is None else math.exp(min(view.epsilon, 700.0)),
-        )
-
-    @router.get("/studies/{name}/sign/{sequence}")
-    def sign(name: str, sequence: int, asked: AskedRequest) -> Response:
-        pending = asked.session.pending.get(sequence)
-        if pending is None or pending.study != name:
-            return RedirectResponse(f"/studies/{check_identifier(name, kind='study')}", HTTPStatus.SEE_OTHER)
-        fields = json.loads(pending.challenge.payload)
-        return pages.page("sign", asked, pending=pending, fields=fields, sequence=sequence, rp_id=passkeys.rp_id)
-
     @router.get("/rounds")
     def rounds(asked: AskedRequest) -> Response:
         return pages.page("rounds", asked, series=round_series(box.rounds(), box.audit().leaves))
@@ -102,6 +73,7 @@ def view_routes(box: Box, pages: Pages, passkeys: PasskeyDesk) -> APIRouter:
     def keys(asked: AskedRequest) -> Response:
         return pages.page("keys", asked, stewards=box.stewards(), rp_id=passkeys.rp_id)
 
+    router.include_router(_study_routes(box, pages, passkeys))
     router.include_router(_audit_routes(box, pages))
     return router
 
@@ -112,10 +84,39 @@ def asset_routes() -> APIRouter:
 
     @router.get("/{name}")
     def asset(name: str) -> Response:
-        if name not in ASSETS:
-            return Response(status_code=HTTPStatus.NOT_FOUND)
-        headers = {"cache-control": "max-age=300"}
-        return Response((STATIC / name).read_bytes(), media_type=ASSETS[name], headers=headers)
+        return asset_answer(_ASSETS.get(name), {"cache-control": "max-age=300"})
+
+    return router
+
+
+def _study_routes(box: Box, pages: Pages, passkeys: PasskeyDesk) -> APIRouter:
+    router = APIRouter(prefix="/studies")
+
+    @router.get("")
+    def studies(asked: AskedRequest) -> Response:
+        lines = sorted(box.studies(), key=lambda line: (_ORDER.index(line.state), line.expires_s))
+        groups = {state: [line for line in lines if line.state == state] for state in _ORDER}
+        return pages.page("studies", asked, groups=groups)
+
+    @router.get("/{name}")
+    def study(name: str, asked: AskedRequest) -> Response:
+        view = box.study(check_identifier(name, kind="study"))
+        known = box.stewards()
+        return pages.page(
+            "study",
+            asked,
+            study=view,
+            stewards=passkeys.usable(known),
+            factor=None if view.epsilon is None else math.exp(min(view.epsilon, 700.0)),
+        )
+
+    @router.get("/{name}/sign/{sequence}")
+    def sign(name: str, sequence: int, asked: AskedRequest) -> Response:
+        pending = asked.session.pending.get(sequence)
+        if pending is None or pending.study != name:
+            return RedirectResponse(f"/studies/{check_identifier(name, kind='study')}", HTTPStatus.SEE_OTHER)
+        fields = json.loads(pending.challenge.payload)
+        return pages.page("sign", asked, pending=pending, fields=fields, sequence=sequence, rp_id=passkeys.rp_id)
 
     return router
 

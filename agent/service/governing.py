@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -130,23 +131,15 @@ def open_governance(
     with _open_log(state / "audit", subject, vault, company.now_s) as audit:
         _note_start(audit, company)
         vouch = voucher_of(audit, subject, keeper, key, clock)
-        witnesses = WitnessDesk(
-            audit,
-            lambda: _witnesses(company),
-            witness_line(audit, vouch, clock, proxy=config.network.proxy),
-            now_s=company.now_s,
-            tell=lambda text: tell("witness", text),
-        )
+        line = witness_line(audit, vouch, clock, proxy=config.network.proxy)
+        told = partial(tell, "witness")
+        witnesses = WitnessDesk(audit, lambda: _witnesses(company), line, now_s=company.now_s, tell=told)
         origins = (config.console.origin, *section.origins)
         box = BoxIdentity(company.digest, SiteID(affiliation.site), company.node)
         book = ApprovalBook(
             state / "approvals", audit, box, company.stewards, origins=frozenset(origins), now_s=company.now_s
         )
-        board = RoundBoard(clock)
-        earlier = retired_leaves(state / "audit", audit.leaf(0))
-        budget = BudgetBook(audit, open_reservations(config), clock, earlier)
-        budget.check()
-        tell("budget", "" if budget.sealed else UNSEALED)
+        budget = _checked_budget(config, audit, clock, tell)
         gate = StudyGate(
             audit,
             book,
@@ -157,6 +150,7 @@ def open_governance(
             digests=FileDigests(),
             clock=clock,
         )
+        board = RoundBoard(clock)
         shelves = StudyShelves(affiliation.studies, config.data.catalog, state / "stewards")
         desk = StudyDesk(shelves, gate, book, company.stewards, audit, board, affiliation.site, origins, clock)
         handlers = {
@@ -193,6 +187,15 @@ def _open_log(directory: Path, subject: Subject, vault: Vault, now_s: Callable[[
             with _disk():
                 store_atomically(directory / ORIGIN_FILE_NAME, origin.encode())
         yield audit
+
+
+def _checked_budget(config: AgentConfig, audit: AuditLog, clock: Clock, tell: Callable[[str, str], None]) -> BudgetBook:
+    """What studies spent, logs of earlier enrolments included, held against the TPM's counter where there is one."""
+    earlier = retired_leaves(config.node.state_directory / "audit", audit.leaf(0))
+    budget = BudgetBook(audit, open_reservations(config), clock, earlier)
+    budget.check()
+    tell("budget", "" if budget.sealed else UNSEALED)
+    return budget
 
 
 def _put_aside(directory: Path, origin: str) -> bool:

@@ -9,8 +9,7 @@ import typer
 from agent.core.errors import OperatorError
 from agent.trust.records import NodeFile
 from provisioning.authority.site import SiteDesk
-from provisioning.cli.desk import RegistrarOption, RootOption, SiteKeyOption, SiteOption, StateOption, asked_office
-from provisioning.cli.secrets import PassphraseFile
+from provisioning.cli.desk import Hospital, for_hospital
 
 app = typer.Typer(name="node", help="A hospital's boxes.", no_args_is_help=True)
 
@@ -23,22 +22,15 @@ def _node() -> None:
 
 
 @app.command("list")
+@for_hospital
 def list_nodes(
-    *,
-    site: SiteOption,
-    key: SiteKeyOption,
-    state: StateOption,
-    registrar: RegistrarOption,
-    root: RootOption,
-    passphrase_file: PassphraseFile = None,
+    hospital: Hospital,
 ) -> None:
     """Boxes on record, revoked ones included."""
-    with asked_office(
-        site, key, state=state, registrar=registrar, root=root, passphrase_file=passphrase_file
-    ) as office:
+    with hospital.office() as office:
         reasons = {entry.key_id: entry.reason for entry in office.desk.revocations}
         if not office.desk.nodes:
-            typer.echo(f"{site} has no box on record yet.")
+            typer.echo(f"{hospital.site} has no box on record yet.")
         for node in office.desk.nodes:
             reason = reasons.get(node.root.key_id)
             mark = f"enrolled {node.enrolled:%Y-%m-%d}" if reason is None else f"REVOKED: {reason}"
@@ -46,43 +38,32 @@ def list_nodes(
 
 
 @app.command()
+@for_hospital
 def revoke(
+    hospital: Hospital,
     node: NodeArgument,
     *,
     reason: Annotated[str, typer.Option(help="Why, in plain words; everybody can read it.")],
-    site: SiteOption,
-    key: SiteKeyOption,
-    state: StateOption,
-    registrar: RegistrarOption,
-    root: RootOption,
-    passphrase_file: PassphraseFile = None,
 ) -> None:
     """Revoke a box's key, for good: every other box refuses it with its next look at the repository."""
-    with asked_office(
-        site, key, state=state, registrar=registrar, root=root, passphrase_file=passphrase_file
-    ) as office:
+    with hospital.office() as office:
         office.publish(lambda desk: desk.revoke(_find(desk, node).root.key_id, reason))
         typer.echo(f"{node} is revoked.")
 
 
 @app.command()
+@for_hospital
 def replace(
+    hospital: Hospital,
     node: NodeArgument,
-    *,
-    site: SiteOption,
-    key: SiteKeyOption,
-    state: StateOption,
-    registrar: RegistrarOption,
-    root: RootOption,
-    passphrase_file: PassphraseFile = None,
 ) -> None:
     """Make way for a box with a new key, after a repair say: the old key is revoked, and the box enrols anew."""
-    with asked_office(
-        site, key, state=state, registrar=registrar, root=root, passphrase_file=passphrase_file
-    ) as office:
+    with hospital.office() as office:
         office.publish(lambda desk: desk.revoke(_find(desk, node).root.key_id, "replaced"))
         typer.echo(f"The old key of {node} is revoked.")
-        typer.echo(f"Issue a token (seh-provision token issue --site {site}), and on the box: seh-agent re-enrol")
+        typer.echo(
+            f"Issue a token (seh-provision token issue --site {hospital.site}), and on the box: seh-agent re-enrol"
+        )
 
 
 def _find(desk: SiteDesk, name: str) -> NodeFile:

@@ -8,8 +8,7 @@ import typer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent.core.errors import PeerProtocolError
-from provisioning.cli.desk import RegistrarOption, RootOption, SiteKeyOption, SiteOption, StateOption, asked_office
-from provisioning.cli.secrets import PassphraseFile
+from provisioning.cli.desk import Hospital, for_hospital
 
 _PLACE: Final = "/passkeys"
 
@@ -26,30 +25,26 @@ class _Forgotten(BaseModel):
     forgotten: Annotated[int, Field(ge=0)]
 
 
+@for_hospital
 def passkey(
+    hospital: Hospital,
     *,
-    site: SiteOption,
-    key: SiteKeyOption,
-    state: StateOption,
-    registrar: RegistrarOption,
-    root: RootOption,
     forget: Annotated[
         bool, typer.Option("--forget", help="Forget all passkeys of the hospital: a telephone was lost, say.")
     ] = False,
-    passphrase_file: PassphraseFile = None,
 ) -> None:
     """Invite a technician to make a passkey; show the code to the telephone within 15 minutes."""
     from provisioning.tokens.qr import terminal_code  # noqa: PLC0415 - an optional library
 
-    with asked_office(
-        site, key, state=state, registrar=registrar, root=root, passphrase_file=passphrase_file
-    ) as office:
+    with hospital.office() as office:
         answer = office.line.call("DELETE" if forget else "POST", _PLACE)
     try:
         if forget:
-            typer.echo(f"{_Forgotten.model_validate_json(answer).forgotten} passkey(s) of {site} count no more.")
+            typer.echo(
+                f"{_Forgotten.model_validate_json(answer).forgotten} passkey(s) of {hospital.site} count no more."
+            )
             return
-        address = f"https://{registrar}/approve/passkey/{_Invited.model_validate_json(answer).invitation}"
+        address = f"https://{hospital.registrar}/approve/passkey/{_Invited.model_validate_json(answer).invitation}"
     except ValidationError as error:
         raise PeerProtocolError(
             "passkey.bad_answer",

@@ -24,7 +24,7 @@ from provisioning.cli.ceremony import (
     site_keys,
     tell_outcome,
 )
-from provisioning.cli.desk import RegistrarOption, RootOption, SiteKeyOption, SiteOption, StateOption, asked_office
+from provisioning.cli.desk import Hospital, for_hospital
 from provisioning.cli.endorse import endorse
 from provisioning.cli.passkey import passkey
 from provisioning.cli.secrets import PassphraseFile, interactive
@@ -94,40 +94,27 @@ def list_sites(directory: DirectoryOption) -> None:
 
 
 @app.command()
+@for_hospital
 def move(
+    hospital: Hospital,
     *,
     new_key: Annotated[str, typer.Option(help="The key that the hospital signs with from now on.")],
-    site: SiteOption,
-    key: SiteKeyOption,
-    state: StateOption,
-    registrar: RegistrarOption,
-    root: RootOption,
-    passphrase_file: PassphraseFile = None,
 ) -> None:
     """Move the hospital to another key: the old one says so, and no box takes it from anybody else."""
-    successor = open_signer(new_key, interactive(passphrase_file))
-    with asked_office(
-        site, key, state=state, registrar=registrar, root=root, passphrase_file=passphrase_file
-    ) as office:
+    successor = open_signer(new_key, interactive(hospital.passphrase_file))
+    with hospital.office() as office:
         office.publish(lambda desk: desk.move_to([successor]))
-    typer.echo(f"{site} has named its next key, {fingerprint(successor.public_key)}.")
+    typer.echo(f"{hospital.site} has named its next key, {fingerprint(successor.public_key)}.")
     typer.echo("Now the consortium follows: seh-provision site add NAME --public-key FILE --follow")
     typer.echo("Then sign with it once: seh-provision site renew")
 
 
 @app.command()
+@for_hospital
 def renew(
-    *,
-    site: SiteOption,
-    key: SiteKeyOption,
-    state: StateOption,
-    registrar: RegistrarOption,
-    root: RootOption,
-    passphrase_file: PassphraseFile = None,
+    hospital: Hospital,
 ) -> None:
     """Sign the hospital's record again before its time runs out; `site endorse` does so by itself."""
-    with asked_office(
-        site, key, state=state, registrar=registrar, root=root, passphrase_file=passphrase_file
-    ) as office:
+    with hospital.office() as office:
         staged = office.publish(SiteDesk.renew)
-        typer.echo(f"{SitePaths(site).role}, version {staged.version}, is published.")
+        typer.echo(f"{SitePaths(hospital.site).role}, version {staged.version}, is published.")

@@ -16,9 +16,9 @@ from agent.core.validation import explain_invalid
 from agent.trust.records import StewardFile, parse_record, public_pem
 from provisioning.authority.signers import elliptic_key, open_signer
 from provisioning.authority.site import SiteDesk
-from provisioning.cli.desk import RegistrarOption, RootOption, SiteKeyOption, SiteOption, StateOption, asked_office
+from provisioning.cli.desk import Hospital, SiteOption, for_hospital
 from provisioning.cli.files import read_file
-from provisioning.cli.secrets import PassphraseFile, ask, interactive
+from provisioning.cli.secrets import ask, interactive
 
 app = typer.Typer(name="steward", help="A hospital's data stewards.", no_args_is_help=True)
 
@@ -73,48 +73,34 @@ def new(
 
 
 @app.command()
+@for_hospital
 def add(
+    hospital: Hospital,
     file: Annotated[Path, typer.Argument(help="The key's record: from `steward new`, or from the box's console.")],
-    *,
-    site: SiteOption,
-    key: SiteKeyOption,
-    state: StateOption,
-    registrar: RegistrarOption,
-    root: RootOption,
-    passphrase_file: PassphraseFile = None,
 ) -> None:
     """Put a steward's key on record, or change what is on record of it: from then on it decides."""
     steward = _load_record(file)
-    if steward.site != site:
+    if steward.site != hospital.site:
         raise OperatorError(
             "steward.another_site",
-            f"{file} is a record of {steward.site}, not of {site}.",
+            f"{file} is a record of {steward.site}, not of {hospital.site}.",
             next_step="Name the right file, or the right hospital.",
         )
-    with asked_office(
-        site, key, state=state, registrar=registrar, root=root, passphrase_file=passphrase_file
-    ) as office:
+    with hospital.office() as office:
         office.publish(lambda desk: desk.add_steward(steward))
-        typer.echo(f"{steward.steward} is on record at {site}.")
+        typer.echo(f"{steward.steward} is on record at {hospital.site}.")
 
 
 @app.command("list")
+@for_hospital
 def list_stewards(
-    *,
-    site: SiteOption,
-    key: SiteKeyOption,
-    state: StateOption,
-    registrar: RegistrarOption,
-    root: RootOption,
-    passphrase_file: PassphraseFile = None,
+    hospital: Hospital,
 ) -> None:
     """Stewards' keys on record, revoked ones included."""
-    with asked_office(
-        site, key, state=state, registrar=registrar, root=root, passphrase_file=passphrase_file
-    ) as office:
+    with hospital.office() as office:
         reasons = {entry.key_id: entry.reason for entry in office.desk.revocations}
         if not office.desk.stewards:
-            typer.echo(f"{site} has no steward on record yet.")
+            typer.echo(f"{hospital.site} has no steward on record yet.")
         for steward in office.desk.stewards:
             reason = reasons.get(steward.key_id)
             what = "smartcard" if steward.kind == "piv" else f"security key, for {steward.rp_id}"
@@ -123,21 +109,15 @@ def list_stewards(
 
 
 @app.command()
+@for_hospital
 def revoke(
+    hospital: Hospital,
     steward: StewardArgument,
     *,
     reason: Annotated[str, typer.Option(help="Why, in plain words; everybody can read it.")],
-    site: SiteOption,
-    key: SiteKeyOption,
-    state: StateOption,
-    registrar: RegistrarOption,
-    root: RootOption,
-    passphrase_file: PassphraseFile = None,
 ) -> None:
     """Revoke a steward's key, for good: what it approved counts no more once the boxes have seen it."""
-    with asked_office(
-        site, key, state=state, registrar=registrar, root=root, passphrase_file=passphrase_file
-    ) as office:
+    with hospital.office() as office:
         office.publish(lambda desk: desk.revoke(_find(desk, steward).key_id, reason))
         typer.echo(f"{steward} is revoked.")
 

@@ -6,10 +6,10 @@ Nothing of a request is read beyond what its place takes, and nothing waits for 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 import structlog
 from fastapi.responses import JSONResponse
@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agent.core.clock import Clock
 from agent.core.errors import Fault, NetworkError, PeerProtocolError, SecureHealthError, SoftwareError
+from agent.web.messages import add_headers, replay
 from provisioning.registrar.limits import (
     ADDRESS_RATE,
     PAIRING_RATE,
@@ -134,7 +135,7 @@ class Guard:
             self._count(scope, address)
             with self._bodies.share(address) as held:
                 body = await asyncio.wait_for(_read_body(scope, receive, held), BODY_LIMIT_S)
-                await self._app(scope, _replay(body, receive), dressed)
+                await self._app(scope, replay(body, receive), dressed)
         except SecureHealthError as error:
             await error_answer(error)(scope, receive, dressed)
         except TimeoutError:
@@ -162,14 +163,8 @@ class _Dressed:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
-            _add_headers(message)
+            add_headers(message, HEADERS)
         await self._send(message)
-
-
-def _add_headers(message: MutableMapping[str, Any]) -> None:
-    present = {name.lower() for name, _ in message.get("headers", ())}
-    extra = [(name.encode(), text.encode()) for name, text in HEADERS.items() if name.encode() not in present]
-    message["headers"] = [*message.get("headers", ()), *extra]
 
 
 async def _read_body(scope: Scope, receive: Receive, held: Share) -> bytes:
@@ -190,19 +185,6 @@ async def _read_body(scope: Scope, receive: Receive, held: Share) -> bytes:
         body += chunk
         if not message.get("more_body", False):
             return bytes(body)
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    told = False
-
-    async def again() -> Message:
-        nonlocal told
-        if told:
-            return await receive()
-        told = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return again
 
 
 def _too_large(limit_bytes: int) -> PeerProtocolError:

@@ -8,7 +8,6 @@ who asks for it by a name of this host: a page elsewhere cannot have the operato
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from typing_extensions import override
 from agent.core.clock import Clock
 from agent.core.errors import OperatorError
 from agent.core.version import software_version
+from agent.web.server import listening
 from provisioning.registrar.fleet import Condition, Fleet, ago, survey, utc
 from provisioning.registrar.guard import Guard
 from provisioning.registrar.publish import PublishedReader
@@ -200,10 +200,8 @@ def opened_page(address: str | None, desk: OperatorDesk, clock: Clock) -> Iterat
     if address is None:
         yield
         return
-    host, _, port = address.rpartition(":")
-    family = socket.AF_INET6 if host == "[::1]" else socket.AF_INET
     try:
-        listener = socket.create_server((host.strip("[]"), int(port)), family=family, backlog=MAX_CONNECTIONS)
+        listener = listening(address, MAX_CONNECTIONS)
     except (OSError, OverflowError) as error:
         raise OperatorError(
             "registrar.no_operator_page",

@@ -8,7 +8,6 @@ POST /v1/pairings                    PUT /v1/pairings/<id>/nonce    GET /v1/pair
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
@@ -19,13 +18,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from agent.core.base64url import encode_bytes
 from agent.core.ids import SiteID
+from agent.web.assets import asset_answer, assets
 from provisioning.registrar.access import parse_bearer
 from provisioning.registrar.asked import Admission, AskedRequest
 from provisioning.registrar.messages import BrowserMessage, NonceMessage, PairingMessage, TypedMessage, parse_message
 from provisioning.registrar.pairing import PairingDesk, PairingState
 
 _PAGES: Final = Path(__file__).with_name("pages")
-_ASSETS: Final[Mapping[str, str]] = {"page.css": "text/css", "page.js": "text/javascript"}
+_ASSETS: Final = assets(_PAGES, "page.css", "page.js")
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; frame-ancestors 'none'; "
     "base-uri 'none'; form-action 'none'"
@@ -66,9 +66,7 @@ def _pages(consortium: str) -> APIRouter:
 
     @router.get("/assets/{name}")
     def asset(name: str) -> Response:
-        if name not in _ASSETS:
-            return Response(status_code=HTTPStatus.NOT_FOUND)
-        return Response((_PAGES / name).read_bytes(), media_type=_ASSETS[name])
+        return asset_answer(_ASSETS.get(name))
 
     @router.get("/passkey/{_}")
     def passkey_page() -> HTMLResponse:

@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 import socket
-import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-import structlog
-import uvicorn
 from cryptography import x509
 from securesystemslib.signer import Signer
 from sqlalchemy.engine import make_url
 from starlette.types import ASGIApp
-from typing_extensions import override
 
 from agent.core.clock import Clock
 from agent.core.errors import OperatorError
 from agent.core.ids import SiteID
+from agent.web.connection import PatientProtocol
+from agent.web.server import Limits, answer, configured, listening
 from provisioning.authority.opening import open_online_key, opened_publisher
 from provisioning.authority.repository import make_directory, storing
 from provisioning.authority.signers import Secrets, elliptic_key, open_signer, sign_der
 from provisioning.registrar.app import create_app
-from provisioning.registrar.connection import PatientProtocol
 from provisioning.registrar.desk import RegistrarDesk, Tools
+from provisioning.registrar.limits import address_name
 from provisioning.registrar.operator import OperatorDesk, RequestCounter, opened_page
 from provisioning.registrar.pairing import IssueToken, PairingDesk
 from provisioning.registrar.passkeys import PasskeyServer
@@ -38,16 +35,20 @@ from provisioning.registrar.settings import RegistrarSettings
 from provisioning.registrar.store import Store
 from provisioning.tokens.token import Destination, Issuer, TokenEntry, issue, make_tokens
 
-MAX_CONNECTIONS: Final = 1000
-MAX_HEADER_BYTES: Final = 1 << 15
-KEEP_ALIVE_S: Final = 15
 PHONE_TOKEN_S: Final = 900
 """How long a token counts that a technician approved: its box waits for it."""
 _STANDARD_PORT: Final = ":443"  # which an origin leaves out (RFC 6454 4)
-GRACE_S: Final = 3
-"""For requests under way; connections that only idle keep a TLS server waiting for all of it."""
 
-_log = structlog.get_logger(__name__)
+
+class BoxProtocol(PatientProtocol):
+    """A hospital's boxes and tools often share one address; each has a few connections."""
+
+    max_from_address = 200
+    patience_s = 20.0
+    counted_as = staticmethod(address_name)
+
+
+LIMITS: Final = Limits(BoxProtocol, connections=1000, header_bytes=1 << 15, grace_s=3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,43 +158,16 @@ def serve(app: ASGIApp, settings: Listening, *, ready: Callable[[], None]) -> No
     Raises:
         OperatorError: It cannot listen there, or has no certificate (`registrar.cannot_serve`).
     """
-    host, _, port = settings.listen.rpartition(":")
     try:
-        config = uvicorn.Config(
-            app,
-            host=host.strip("[]"),
-            port=int(port),
-            http=PatientProtocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,  # an address that a stranger may write down himself limits nobody
-            server_header=False,
-            limit_concurrency=MAX_CONNECTIONS,
-            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=GRACE_S,
-            ssl_certfile=str(settings.tls.certificate),
-            ssl_keyfile=str(settings.tls.key),
-        )
-        config.load()
-        assert config.ssl is not None  # noqa: S101 - there is a certificate
-        config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
-        listener = _listen(host.strip("[]"), int(port))
-    except (OSError, ValueError) as error:
+        config = configured(app, LIMITS, settings.tls.certificate, settings.tls.key)
+        listener = listening(settings.listen, LIMITS.connections)
+    except (OSError, ValueError, OverflowError) as error:
         raise OperatorError(
             "registrar.cannot_serve",
             f"The registrar cannot answer at {settings.listen}: {error}.",
             next_step="Correct `listen` and `tls` in its settings, or stop what listens there.",
         ) from error
-    # uvicorn raises the signal that ended it once more when it has ended: there is something to close after it.
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
-    try:
-        with listener:
-            _Server(config, ready).run(sockets=[listener])
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    answer(config, listener, ready=ready, ending=lambda: notify("STOPPING=1"))
 
 
 def notify(state: str) -> None:
@@ -203,23 +177,6 @@ def notify(state: str) -> None:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as line:
         line.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
-
-
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._ready = ready
-
-    @override
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            self._ready()
-
-    @override
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        notify("STOPPING=1")
-        await super().shutdown(sockets)
 
 
 def _token_maker(reader: PublishedReader, store: Store, signer: Signer, clock: Clock) -> IssueToken:
@@ -246,11 +203,6 @@ class _StoreRegister:
 
     def add(self, entry: TokenEntry) -> None:
         self.store.add_token(entry)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=MAX_CONNECTIONS)
 
 
 def database_url(settings: RegistrarSettings) -> str:

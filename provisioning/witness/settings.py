@@ -100,31 +100,16 @@ def found_witness(
     key = Ed25519PrivateKey.generate()
     host, _, port = address.rpartition(":")
     authority = create_authority(f"Witness {name}"[:64], now=now)
-    try:
-        record = WitnessRecord(
-            name=name,
-            vkey=note_key(name, key, COSIGNATURE).vkey,
-            address=address,
-            root_certificates=authority.certificate_pem.decode(),
-        )
-    except ValidationError as error:
-        raise _bad_plan(explain_invalid(error, whole="it")) from error
-    except PeerProtocolError as error:
-        raise _bad_plan(f"{name[:80]!r} is no name for it: at most 255 characters, no spaces, no plus") from error
+    record = _planned(name, address, key, authority.certificate_pem)
     bootstrap(directory / "trust", root, root_digest)
     WitnessStore.create(directory / "state")  # after all that a mistyped option can break: half a witness is none
     server = issue_server(authority, [host.strip("[]")], now=now)
-    settings = (
-        f'name = "{name}"\nlisten = "0.0.0.0:{port}"\nstate = "state"\nkey = "{KEY_NAME}"\n'
-        f'repository = "https://{registrar}/repository/"\ntrust = "trust"\n\n'
-        '[tls]\ncertificate = "tls/server.pem"\nkey = "tls/server.key"\n'
-    )
     try:
         store_server(directory / "tls", authority, server)
         pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(passphrase.encode()))
         store_atomically(directory / KEY_NAME, pem, mode=0o600)
         store_atomically(directory / RECORD_NAME, record.encode())
-        store_atomically(directory / SETTINGS_NAME, settings.encode())
+        store_atomically(directory / SETTINGS_NAME, _settings_text(name, port, registrar).encode())
     except OSError as error:
         raise HardwareError(
             "witness.not_founded",
@@ -132,6 +117,28 @@ def found_witness(
             next_step="Free space or choose another directory, remove this one, and begin again.",
         ) from error
     return record
+
+
+def _planned(name: str, address: str, key: Ed25519PrivateKey, root_certificate: bytes) -> WitnessRecord:
+    try:
+        return WitnessRecord(
+            name=name,
+            vkey=note_key(name, key, COSIGNATURE).vkey,
+            address=address,
+            root_certificates=root_certificate.decode(),
+        )
+    except ValidationError as error:
+        raise _bad_plan(explain_invalid(error, whole="it")) from error
+    except PeerProtocolError as error:
+        raise _bad_plan(f"{name[:80]!r} is no name for it: at most 255 characters, no spaces, no plus") from error
+
+
+def _settings_text(name: str, port: str, registrar: str) -> str:
+    return (
+        f'name = "{name}"\nlisten = "0.0.0.0:{port}"\nstate = "state"\nkey = "{KEY_NAME}"\n'
+        f'repository = "https://{registrar}/repository/"\ntrust = "trust"\n\n'
+        '[tls]\ncertificate = "tls/server.pem"\nkey = "tls/server.key"\n'
+    )
 
 
 def load_witness_settings(path: Path) -> WitnessSettings:

@@ -21,9 +21,9 @@ from agent.core.errors import OperatorError
 from agent.statements.roots import KeyKind
 from agent.trust.records import public_pem
 from agent.trust.token import ek_digest
-from provisioning.registrar.connection import MAX_FROM_ADDRESS, PATIENCE_S
 from provisioning.registrar.guard import HEADERS, MAX_EVIDENCE_REQUEST_BYTES, MAX_SMALL_BYTES
 from provisioning.registrar.limits import ADDRESS_RATE, MAX_HELD_FROM_ADDRESS_BYTES, TOKEN_RATE
+from provisioning.registrar.run import BoxProtocol
 from provisioning.tokens.token import TokenEntry
 from tests.simulators.authority import new_node, new_signer
 from tests.simulators.registrar_host import PlainBox, RegistrarHost, own_client
@@ -451,7 +451,7 @@ def test_connections_from_one_address_are_counted(host: RegistrarHost) -> None:
     held: list[ssl.SSLSocket] = []
     try:
         with pytest.raises(OSError, match=r"reset|EOF|closed|Broken"):  # noqa: PT012 - which one of them it is, is open
-            for _ in range(MAX_FROM_ADDRESS + 1):
+            for _ in range(BoxProtocol.max_from_address + 1):
                 held.append(tls_connection(host, "127.9.9.9"))
             held[-1].sendall(b"GET /v1/ca.pem HTTP/1.1\r\n\r\n")
             if not held[-1].recv(1):
@@ -487,4 +487,5 @@ def test_a_connection_that_only_dribbles_is_closed(host: RegistrarHost, sent: by
         begin = time.monotonic()
         with contextlib.suppress(ConnectionResetError):
             assert line.recv(1) == b""
-        assert PATIENCE_S * 0.9 < time.monotonic() - begin < PATIENCE_S * 2
+        patience_s = BoxProtocol.patience_s
+        assert patience_s * 0.9 < time.monotonic() - begin < patience_s * 2

@@ -15,12 +15,12 @@ from agent.governance.policy import Policy, load_policy
 from agent.trust.study import parse_study
 from tests.simulators.hospital import study_json
 from tests.simulators.permits import (
-    BONA_FIDE,
     DATASET_DIGEST,
     IDENTITY,
     NOW_S,
     POLICY,
-    SOURCE,
+    TWO_PEOPLE,
+    VISA_DEMAND,
     PlayedIssuer,
     played_issuer,
     played_policy,
@@ -32,22 +32,10 @@ from tests.simulators.permits import (
 DISEASES_ONLY = POLICY.replace('["DUO:0000042"]', '["DUO:0000007"]').replace(
     "minimum_rows = 30", 'minimum_rows = 30\nlimits = { diseases = ["MONDO:0005267"] }'
 )
-DEMANDING = f"""{POLICY}
-[[datasets.cleveland.required_visas]]
-type = "ResearcherStatus"
-values = ["{BONA_FIDE}"]
-sources = ["{SOURCE}"]
-"""
+DEMANDING = POLICY + VISA_DEMAND
 
-
-@pytest.fixture(scope="module")
-def issuer() -> PlayedIssuer:
-    return played_issuer()
-
-
-@pytest.fixture(scope="module")
-def policy(issuer: PlayedIssuer) -> Policy:
-    return played_policy(issuer)
+issuer = pytest.fixture(played_issuer, scope="module")
+policy = pytest.fixture(played_policy, scope="module")
 
 
 def codes(request: PermitRequest) -> list[str]:
@@ -96,7 +84,7 @@ def test_the_approval_of_a_bounded_study_for_an_unbounded_one(issuer: PlayedIssu
 
 
 def test_one_steward_who_approves_twice(issuer: PlayedIssuer) -> None:
-    policy = played_policy(issuer, POLICY.replace("[policy]", "[policy]\ntwo_people = true"))
+    policy = played_policy(issuer, TWO_PEOPLE)
     consents = tuple(Consent("steward-1", DATASET_DIGEST, 1.0, NOW_S + seconds) for seconds in (60, 120))
     assert codes(played_request(policy, consents=consents)) == ["approved"]
 

@@ -40,10 +40,7 @@ from tests.simulators.permits import (
 DEMAND = VisaDemand(type="ResearcherStatus", values=(BONA_FIDE,), sources=(SOURCE,))
 FACULTY: dict[str, Any] = {"type": "AffiliationAndRole", "value": "faculty@university.example.org"}
 
-
-@pytest.fixture(scope="module")
-def issuer() -> PlayedIssuer:
-    return played_issuer()
+issuer = pytest.fixture(played_issuer, scope="module")
 
 
 def verify(token: str, *issuers: PlayedIssuer, now_s: int = NOW_S) -> object:

@@ -47,6 +47,13 @@ duo = ["DUO:0000042"]
 fields = ["age", "ill"]
 minimum_rows = 30
 """
+TWO_PEOPLE = POLICY.replace("[policy]", "[policy]\ntwo_people = true")
+VISA_DEMAND = f"""
+[[datasets.cleveland.required_visas]]
+type = "ResearcherStatus"
+values = ["{BONA_FIDE}"]
+sources = ["{SOURCE}"]
+"""
 
 
 @dataclass(frozen=True, slots=True)

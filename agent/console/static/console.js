@@ -2,14 +2,6 @@
 
 const page = document.body.dataset;
 
-const decode = (text) => {
-  const padded = text.replace(/-/g, "+").replace(/_/g, "/").padEnd(Math.ceil(text.length / 4) * 4, "=");
-  return Uint8Array.from(atob(padded), (letter) => letter.charCodeAt(0));
-};
-
-const encode = (buffer) =>
-  btoa(String.fromCharCode(...new Uint8Array(buffer))).replace(/\+/g, "-").replace(/\//g, "_").replace(/=+$/, "");
-
 const fromHex = (text) => Uint8Array.from(text.match(/../g) || [], (pair) => parseInt(pair, 16));
 
 const toHex = (buffer) => [...new Uint8Array(buffer)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -35,24 +27,6 @@ const ask = async (place, content) => {
   return answer;
 };
 
-const told = (credential) => {
-  const response = {};
-  for (const name of ["clientDataJSON", "attestationObject", "authenticatorData", "signature", "userHandle"]) {
-    if (credential.response[name]) {
-      response[name] = encode(credential.response[name]);
-    }
-  }
-  return {
-    id: credential.id,
-    rawId: encode(credential.rawId),
-    type: credential.type,
-    response,
-    clientExtensionResults: {},
-  };
-};
-
-const withBytes = (list) => (list || []).map((entry) => ({ ...entry, id: decode(entry.id) }));
-
 // What the page shows is what the key signs: the text's own fingerprint must be the challenge.
 const sign = async (form) => {
   const { sign: place, challenge, rp, credential } = form.dataset;
@@ -72,19 +46,10 @@ const sign = async (form) => {
 
 const makeKey = async (form) => {
   const fields = { steward: form.elements.steward.value, person: form.elements.person.value };
-  const { publicKey } = await ask(form.dataset.key, fields);
-  publicKey.challenge = decode(publicKey.challenge);
-  publicKey.user.id = decode(publicKey.user.id);
-  publicKey.excludeCredentials = withBytes(publicKey.excludeCredentials);
-  return ask(form.dataset.to, { answer: told(await navigator.credentials.create({ publicKey })) });
+  return ask(form.dataset.to, { answer: await madeKey(await ask(form.dataset.key, fields)) });
 };
 
-const signIn = async (form) => {
-  const { publicKey } = await ask(form.dataset.door, {});
-  publicKey.challenge = decode(publicKey.challenge);
-  publicKey.allowCredentials = withBytes(publicKey.allowCredentials);
-  return ask(form.dataset.to, { answer: told(await navigator.credentials.get({ publicKey })) });
-};
+const signIn = async (form) => ask(form.dataset.to, { answer: await usedKey(await ask(form.dataset.door, {})) });
 
 const inWords = (error) => (error.name === "NotAllowedError" ? page.cancelled : error.message);
 

@@ -1,13 +1,5 @@
 "use strict";
 
-const decode = (text) => {
-  const padded = text.replace(/-/g, "+").replace(/_/g, "/").padEnd(Math.ceil(text.length / 4) * 4, "=");
-  return Uint8Array.from(atob(padded), (letter) => letter.charCodeAt(0));
-};
-
-const encode = (buffer) =>
-  btoa(String.fromCharCode(...new Uint8Array(buffer))).replace(/\+/g, "-").replace(/\//g, "_").replace(/=+$/, "");
-
 const ask = async (place, fields) => {
   const response = await fetch(`${location.pathname}/${place}`, {
     method: "POST",
@@ -22,36 +14,9 @@ const ask = async (place, fields) => {
   return answer;
 };
 
-const told = (credential) => {
-  const response = {};
-  for (const name of ["clientDataJSON", "attestationObject", "authenticatorData", "signature", "userHandle"]) {
-    if (credential.response[name]) {
-      response[name] = encode(credential.response[name]);
-    }
-  }
-  return {
-    id: credential.id,
-    rawId: encode(credential.rawId),
-    type: credential.type,
-    response,
-    clientExtensionResults: {},
-  };
-};
+const sign = async (code) => ask("approval", { answer: await usedKey(await ask("options", { code })) });
 
-const sign = async (code) => {
-  const { publicKey } = await ask("options", { code });
-  publicKey.challenge = decode(publicKey.challenge);
-  const credential = await navigator.credentials.get({ publicKey });
-  return ask("approval", { answer: told(credential) });
-};
-
-const make = async () => {
-  const { publicKey } = await ask("options", {});
-  publicKey.challenge = decode(publicKey.challenge);
-  publicKey.user.id = decode(publicKey.user.id);
-  const credential = await navigator.credentials.create({ publicKey });
-  return ask("registration", { answer: told(credential) });
-};
+const make = async () => ask("registration", { answer: await madeKey(await ask("options", {})) });
 
 const line = (kind, text, style) => {
   const element = document.createElement(kind);

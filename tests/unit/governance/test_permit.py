@@ -24,13 +24,13 @@ from agent.governance.permit import (
 )
 from agent.governance.policy import Policy
 from tests.simulators.permits import (
-    BONA_FIDE,
     DATASET_DIGEST,
     IDENTITY,
     NOW,
     NOW_S,
     POLICY,
-    SOURCE,
+    TWO_PEOPLE,
+    VISA_DEMAND,
     PlayedIssuer,
     played_issuer,
     played_policy,
@@ -56,23 +56,9 @@ RULES = [
     "approved",
     "budget",
 ]
-TWO_PEOPLE = POLICY.replace("[policy]", "[policy]\ntwo_people = true")
-DEMAND = f"""
-[[datasets.cleveland.required_visas]]
-type = "ResearcherStatus"
-values = ["{BONA_FIDE}"]
-sources = ["{SOURCE}"]
-"""
 
-
-@pytest.fixture(scope="module")
-def issuer() -> PlayedIssuer:
-    return played_issuer()
-
-
-@pytest.fixture(scope="module")
-def policy(issuer: PlayedIssuer) -> Policy:
-    return played_policy(issuer)
+issuer = pytest.fixture(played_issuer, scope="module")
+policy = pytest.fixture(played_policy, scope="module")
 
 
 def refused(decision: Decision) -> list[str]:
@@ -222,14 +208,14 @@ def test_two_people_are_two_different_stewards(stewards: list[str], passes: bool
 
 
 def test_a_demanded_visa_is_shown_or_missing(issuer: PlayedIssuer) -> None:
-    policy = played_policy(issuer, POLICY + DEMAND)
+    policy = played_policy(issuer, POLICY + VISA_DEMAND)
     with_visa = played_study(visas=[issuer.visa()], use={"identity": IDENTITY.model_dump()})
     assert evaluate(played_request(policy, study=with_visa)).permitted
     assert refused(evaluate(played_request(policy))) == ["visa"]
 
 
 def test_the_whole_sites_demands_count_too(issuer: PlayedIssuer) -> None:
-    policy = played_policy(issuer, POLICY + DEMAND.replace("datasets.cleveland", "policy"))
+    policy = played_policy(issuer, POLICY + VISA_DEMAND.replace("datasets.cleveland", "policy"))
     assert refused(evaluate(played_request(policy))) == ["visa"]
 
 

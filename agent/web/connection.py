@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 from typing_extensions import override
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from provisioning.registrar.limits import address_name
-
-MAX_FROM_ADDRESS: Final = 200
-"""A hospital's boxes and tools often share one address; each has a few connections."""
-PATIENCE_S: Final = 20.0
-"""In this time, a connection has to bring a whole request's head."""
-
 
 class PatientProtocol(H11Protocol):
-    """uvicorn's protocol, which waits for the head of a request for ever, with an end to that."""
+    """uvicorn's protocol, which waits for the head of a request for ever, with an end to that.
 
-    _from: ClassVar[Counter[str]] = Counter()
+    A server sets its own limits in a class of its own, which counts for itself.
+    """
+
+    max_from_address: ClassVar[int]
+    patience_s: ClassVar[float]
+    """In this time, a connection has to bring a whole request's head."""
+    _from: ClassVar[Counter[str]]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls._from = Counter()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - uvicorn's own
         super().__init__(*args, **kwargs)
@@ -28,12 +31,17 @@ class PatientProtocol(H11Protocol):
         self._before: object = self
         self._timer: asyncio.TimerHandle | None = None
 
+    @staticmethod
+    def counted_as(host: str) -> str:
+        """What is counted as one address."""
+        return host
+
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._address = address_name(self.client[0]) if self.client else ""
+        self._address = self.counted_as(self.client[0]) if self.client else ""
         self._from[self._address] += 1
-        if self._from[self._address] > MAX_FROM_ADDRESS:
+        if self._from[self._address] > self.max_from_address:
             transport.abort()
             return
         self._watch()
@@ -50,7 +58,7 @@ class PatientProtocol(H11Protocol):
     def _watch(self) -> None:
         """Look again later; what brought no new request in between, and answers none now, is closed."""
         self._before = self.cycle
-        self._timer = self.loop.call_later(PATIENCE_S, self._look)
+        self._timer = self.loop.call_later(self.patience_s, self._look)
 
     def _look(self) -> None:
         if self.cycle is self._before and (self.cycle is None or self.cycle.response_complete):
