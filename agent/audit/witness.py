@@ -113,10 +113,10 @@ def submit(log: AuditLog, post: Post, witness: NoteKey) -> CosignedCheckpoint:
     """
     if witness.public_key == log.key.public_key:
         raise _own_witness(witness)
-    before = log.cosigned(witness)
-    old = before.size if before else 0
+    old = _cosigned_size(log, witness)
     for _ in range(_MAX_TURNS):
-        head = log.checkpoint()
+        # Read before the witness is asked: another thread may have a newer cosignature by the time it has answered.
+        cosigned, head = _cosigned_size(log, witness), log.checkpoint()
         status, body = post(
             ADD_CHECKPOINT, encode_submission(old, log.consistency_proof(old, head.checkpoint.size), head)
         )
@@ -125,7 +125,7 @@ def submit(log: AuditLog, post: Post, witness: NoteKey) -> CosignedCheckpoint:
             return log.add_cosignature(head.with_signatures(*lines), witness)
         if status != HTTPStatus.CONFLICT:
             raise _refused(status, witness)
-        old = _compared(log, witness, old, parse_decimal(_text(body).removesuffix("\n")))
+        old = _compared(log, witness, old, cosigned, parse_decimal(_text(body).removesuffix("\n")))
     raise _no_witness(HTTPStatus.CONFLICT)
 
 
@@ -164,7 +164,12 @@ def encode_submission(old: int, proof: Hashes, head: SignedCheckpoint) -> bytes:
     return ("\n".join(lines) + "\n" + head.note).encode()
 
 
-def _compared(log: AuditLog, witness: NoteKey, old: int, known: int) -> int:
+def _cosigned_size(log: AuditLog, witness: NoteKey) -> int:
+    cosigned = log.cosigned(witness)
+    return cosigned.size if cosigned else 0
+
+
+def _compared(log: AuditLog, witness: NoteKey, old: int, cosigned: int, known: int) -> int:
     """From which size to try again, given what the witness says it knows."""
     # Another thread may have added leaves, and submitted them, since `head` was read.
     if known > log.size:
@@ -176,12 +181,11 @@ def _compared(log: AuditLog, witness: NoteKey, old: int, known: int) -> int:
         )
     if known == old:
         raise _split_view(witness)
-    cosigned = log.cosigned(witness)
-    if cosigned is not None and known < cosigned.size:
+    if known < cosigned:
         raise PeerProtocolError(
             "audit.witness_forgot",
             f"The witness {witness.name} says that it has seen {known} entries of this box's audit log, and it has "
-            f"cosigned {cosigned.size}.",
+            f"cosigned {cosigned}.",
             next_step="Its database was put back to an earlier state, so it witnesses nothing; tell its operator.",
         )
     return known
