@@ -27,9 +27,11 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 package: setup
 	packaging/package.sh build/package $(VERSION) $(MAKER)
 
-# The appliance's disk image around that package; needs root. PRESET names a directory of files to lay over its system.
+# The appliance's disk image around that package; needs root. PRESET names a directory of files to lay over its system,
+# SECURE_BOOT one of keys that sign it (packaging/image/secure-boot-keys.sh makes them).
 image: package
-	packaging/image/build.sh build/package/secur-e-health_$(VERSION)_amd64.deb build/image/appliance.raw $(PRESET)
+	packaging/image/build.sh build/package/secur-e-health_$(VERSION)_amd64.deb build/image/appliance.raw \
+		"$(PRESET)" $(SECURE_BOOT)
 
 # The quick part: lint, types, floors, unit tests and attacks, within two minutes.
 check: setup lint

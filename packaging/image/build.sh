@@ -1,9 +1,11 @@
 #!/bin/sh
 # Puts the appliance's disk image together, without mounts and loop devices: OUT, a sparse raw disk.
-# Usage: build.sh PACKAGE OUT [PRESET]
+# Usage: build.sh PACKAGE OUT [PRESET [KEYS]]
 #   PACKAGE  the project's Debian package
 #   PRESET   directory whose files are laid over the system's: usr/share/secur-e-health/consortium.json (which consortium
-#            the box joins unasked), etc/secur-e-health/, etc/systemd/network/, ...
+#            the box joins unasked), etc/secur-e-health/, etc/systemd/network/, ...; empty: none
+#   KEYS     directory with the maker's Secure Boot: db.key and db.crt, which sign all that the firmware starts, and
+#            PK.auth, KEK.auth, db.auth, which it takes into its own store (secure-boot-keys.sh makes them)
 # Needs root, as files in the image have owners, and Debian's archive for what is not cached yet.
 set -eu
 export LC_ALL=C
@@ -14,6 +16,8 @@ package=$(realpath "$1")
 mkdir -p "$(dirname "$2")"
 out=$(realpath "$2")
 preset=${3:+$(realpath "$3")}
+keys=${4:+$(realpath "$4")}
+[ -n "$keys" ] || echo "The image is unsigned (no Secure Boot keys): another system on its box opens its disk." >&2
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git -C "$root" log -1 --format=%ct)}
 export SOURCE_DATE_EPOCH
 version=$(dpkg-deb -f "$package" Version)
@@ -63,6 +67,9 @@ mv "$tree/usr/share/doc/secur-e-health/examples/70-secur-e-health-usb.rules" "$t
 cp -r --no-preserve=ownership "$here"/tree/. "$tree"
 [ -z "$preset" ] || cp -r --no-preserve=ownership "$preset"/. "$tree"
 "$here/settle.sh" "$tree" "$version"
+# What is sealed while Secure Boot is off opens for any system, so a signed one makes no data partition then.
+[ -z "$keys" ] || printf '[Unit]\nConditionSecurity=uefi-secureboot\n' \
+    >"$tree/usr/lib/systemd/system/systemd-repart.service.d/secure-boot.conf"
 
 # 3. The root: squashfs, and the tree of hashes beside it.
 mksquashfs "$tree" "$work/root.raw" -noappend -quiet -no-progress -comp zstd -Xcompression-level 9 -reproducible \
@@ -83,6 +90,18 @@ mkdir -p "$work/esp/EFI/BOOT" "$work/esp/EFI/Linux" "$work/esp/loader"
     "$work/esp/EFI/Linux/seh-b+3.efi"
 cp "$tree/usr/lib/systemd/boot/efi/systemd-bootx64.efi" "$work/esp/EFI/BOOT/BOOTX64.EFI"
 printf 'timeout 0\neditor no\nauto-entries no\nauto-firmware no\n' >"$work/esp/loader/loader.conf"
+# While the firmware is in setup mode, systemd-boot hands it the keys and restarts, before anything is sealed to them.
+if [ -n "$keys" ]; then
+    for file in "$work"/esp/EFI/BOOT/*.EFI "$work"/esp/EFI/Linux/*.efi; do
+        sbsign --key "$keys/db.key" --cert "$keys/db.crt" --output "$file" "$file" 2>"$work/sbsign.log" || {
+            cat "$work/sbsign.log" >&2
+            exit 1
+        }
+    done
+    mkdir -p "$work/esp/loader/keys/auto"
+    for part in PK KEK db; do cp "$keys/$part.auth" "$work/esp/loader/keys/auto"; done
+    echo 'secure-boot-enroll force' >>"$work/esp/loader/loader.conf"
+fi
 find "$work/esp" -exec touch -d "@$SOURCE_DATE_EPOCH" {} +
 truncate -s ${ESP}M "$work/esp.raw"
 mkfs.vfat --invariant -F 32 -n SEH-ESP "$work/esp.raw" >/dev/null

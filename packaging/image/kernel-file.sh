@@ -17,7 +17,9 @@ touch -d "@$SOURCE_DATE_EPOCH" "$work/slot/slot"
 (cat "$initrd" && cd "$work/slot" && echo slot | cpio --quiet --create --format=newc --reproducible --owner=0:0 |
     zstd -q) >"$work/initrd"
 sed "s/^IMAGE_VERSION=.*/IMAGE_VERSION=$version/" "$tree/usr/lib/os-release" >"$work/release"
-printf 'quiet loglevel=3 systemd.show_status=0 rd.systemd.show_status=0 vt.global_cursor_default=0 panic=5' >"$work/line"
+# What this file's signature does not cover says nothing here: neither firmware's tables nor the disk's other partitions.
+printf '%s' 'quiet loglevel=3 systemd.show_status=0 rd.systemd.show_status=0 vt.global_cursor_default=0 panic=5' \
+    ' systemd.import_credentials=no systemd.gpt_auto=no' >"$work/line"
 
 stub=$tree/usr/lib/systemd/boot/efi/linuxx64.efi.stub
 # Behind what the stub holds itself, each part on a page of its own.

@@ -1,4 +1,4 @@
-"""The appliance's own image in a machine with UEFI and a TPM; nobody gets in, so its screen is read as a person does.
+"""The appliance's own image in a machine with Secure Boot and a TPM; nobody gets in, so its screen is read by its dots.
 
 with Box.assemble(load_image(), place) as box:
     box.start()
@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,8 +33,8 @@ from tests.simulators.packages import run
 from tests.simulators.stick import find_tool
 
 IMAGE_BUILD: Final = Path(__file__).resolve().parents[2] / "packaging" / "image"
-FIRMWARE: Final = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
-VARIABLES: Final = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
+FIRMWARE: Final = Path("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd")
+VARIABLES: Final = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")  # without any key, so in setup mode
 BOOT_LIMIT_S: Final = 400.0
 LOOKS_EVERY_S: Final = 2.0
 DISK_BYTES: Final = 8 << 30
@@ -46,7 +46,7 @@ _TIED = ("setpriv", "--pdeathsig", "KILL")
 
 
 def load_image() -> Path:
-    """The image with the old release in it, built where it is not there yet."""
+    """The image with the old release in it, signed by keys that are gone then; built where it is not there yet."""
     releases = load_releases()
     digest = hashlib.sha256(releases.directory.name.encode())
     for file in sorted(IMAGE_BUILD.rglob("*")):
@@ -58,11 +58,13 @@ def load_image() -> Path:
         package = image.parent / f"secur-e-health_{OLD}_amd64.deb"
         dump = f"dump /{package.name} {package}"
         run(find_tool("debugfs"), "-R", dump, str(releases.package))
-        with tempfile.TemporaryDirectory() as preset:
-            unit = Path(preset, "etc/systemd/system/seh-agent.service.d")
+        with tempfile.TemporaryDirectory() as place:
+            preset, keys = Path(place, "preset"), Path(place, "keys")
+            unit = preset / "etc/systemd/system/seh-agent.service.d"
             unit.mkdir(parents=True)
             (unit / "guest.conf").write_text(f"{PATIENCE['seh-agent.service']}\n")
-            run(str(IMAGE_BUILD / "build.sh"), str(package), str(image), preset)
+            run(str(IMAGE_BUILD / "secure-boot-keys.sh"), str(keys), "Tests")
+            run(str(IMAGE_BUILD / "build.sh"), str(package), str(image), str(preset), str(keys))
         package.unlink()
     return image
 
@@ -88,9 +90,11 @@ class Box:
 
     Args:
         place: Its own directory; short, as UNIX socket paths end at 107 bytes.
+        firmware_strings: What its firmware's tables tell the system (SMBIOS, type 11).
     """
 
     place: Path
+    firmware_strings: tuple[str, ...] = ()
     _glyphs: dict[bytes, str] = field(default_factory=dict)
     _qemu: subprocess.Popen[bytes] | None = None
     _swtpm: subprocess.Popen[bytes] | None = None
@@ -130,6 +134,10 @@ class Box:
         shutil.rmtree(self.place / "tpm")
         (self.place / "tpm").mkdir()
 
+    def reset_firmware(self) -> None:
+        """Put its settings back to the factory's: Secure Boot off, and in setup mode."""
+        shutil.copyfile(VARIABLES, self.place / "variables.fd")
+
     def start(self) -> None:
         """Switch it on."""
         assert self._qemu is None, "it is running"
@@ -161,14 +169,15 @@ class Box:
 
     def wait_for_text(self, *texts: str, limit_s: float = BOOT_LIMIT_S) -> str:
         """Wait until all of that can be read on the screen; returns the whole of it."""
-        deadline_s = time.monotonic() + limit_s
-        while True:
-            shown = self.screen()
-            words = " ".join(shown.split())
-            if all(text in words for text in texts):
-                return shown
-            assert time.monotonic() < deadline_s, f"never on the screen: {texts}\n{shown}"
-            time.sleep(LOOKS_EVERY_S)
+        return _wait_for(self.screen, texts, limit_s)
+
+    def firmware_says(self) -> str:
+        """What firmware and boot loader have written since it was switched on."""
+        return (self.place / "firmware.log").read_text(errors="replace")
+
+    def wait_for_firmware(self, *texts: str, limit_s: float = BOOT_LIMIT_S) -> str:
+        """Wait until firmware or boot loader have said all of that; returns the whole of it."""
+        return _wait_for(self.firmware_says, texts, limit_s)
 
     def press(self, *keys: str) -> None:
         """Press keys, each one a chord as QEMU names it (`ctrl-alt-f2`)."""
@@ -215,6 +224,25 @@ class Box:
             stream.seek(self.partition(name).begin)
             stream.write(b"\xa5" * length)
 
+    def take_from_esp(self, name: str, target: Path) -> None:
+        """Copy a file out of the partition that the firmware reads; `name` as `EFI/BOOT/BOOTX64.EFI`."""
+        run(find_tool("mcopy"), "-n", "-o", "-i", f"{self.disk}{_ESP}", f"::/{name}", str(target))
+
+    def put_on_esp(self, source: Path, name: str) -> None:
+        """Put a file or a directory there, as another one or in its place."""
+        run(find_tool("mcopy"), "-s", "-n", "-o", "-i", f"{self.disk}{_ESP}", str(source), f"::/{name}")
+
+    def remove_from_esp(self, name: str) -> None:
+        """Remove a directory there."""
+        run(find_tool("mdeltree"), "-i", f"{self.disk}{_ESP}", f"::/{name}")
+
+    def strip_signature(self, name: str) -> None:
+        """Make of a signed program there the same one, unsigned."""
+        program = self.place / "program.efi"
+        self.take_from_esp(name, program)
+        run(find_tool("sbattach"), "--remove", str(program))
+        self.put_on_esp(program, name)
+
     def boot_entries(self) -> list[str]:
         """The files that systemd-boot chooses from, with their tries."""
         listing = run(find_tool("mdir"), "-b", "-i", f"{self.disk}{_ESP}", "::/EFI/Linux")
@@ -243,12 +271,14 @@ class Box:
     def _command(self) -> list[str]:
         place = self.place
         return [
-            *("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-M", "q35,smm=off", "-cpu", "max"),
+            *("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-M", "q35,smm=on", "-cpu", "max"),
+            *("-global", "driver=cfi.pflash01,property=secure,value=on", "-serial", f"file:{place / 'firmware.log'}"),
             *("-smp", "2", "-m", "2048", "-nodefaults", "-no-user-config", "-display", "none", "-vga", "std"),
             *("-drive", f"if=pflash,format=raw,readonly=on,file={FIRMWARE}"),
             *("-drive", f"if=pflash,format=raw,file={place / 'variables.fd'}"),
             *("-drive", f"if=none,id=disk,file={self.disk},format=raw,cache=unsafe"),
             *("-device", "virtio-blk-pci,drive=disk,bootindex=1", "-device", "virtio-rng-pci"),
+            *(word for text in self.firmware_strings for word in ("-smbios", f"type=11,value={text}")),
             *("-chardev", f"socket,id=tpm,path={place / 'tpm.sock'}", "-tpmdev", "emulator,id=tpm0,chardev=tpm"),
             *("-device", "tpm-tis,tpmdev=tpm0", "-qmp", f"unix:{place / 'qmp'},server=on,wait=off"),
             *("-netdev", "user,id=net,restrict=on", "-device", "virtio-net-pci,netdev=net,romfile="),
@@ -263,7 +293,7 @@ class Box:
         """The characters as the image's own kernel draws them: its 8x16 font, in the order of code page 437."""
         kernel = self.place / "kernel"
         entry = self.boot_entries()[0]
-        run(find_tool("mcopy"), "-n", "-o", "-i", f"{self.disk}{_ESP}", f"::/EFI/Linux/{entry}", f"{kernel}.efi")
+        self.take_from_esp(f"EFI/Linux/{entry}", Path(f"{kernel}.efi"))
         run(find_tool("objcopy"), "-O", "binary", "--only-section=.linux", f"{kernel}.efi", str(kernel))
         packed = kernel.read_bytes()
         code = lzma.LZMADecompressor().decompress(packed[packed.index(b"\xfd7zXZ\0") :])
@@ -275,3 +305,14 @@ class Box:
             self._glyphs[glyph] = character
         self._glyphs[bytes(_GLYPH_BYTES)] = self._glyphs[b"\xff" * _GLYPH_BYTES] = " "
         return self._glyphs
+
+
+def _wait_for(look: Callable[[], str], texts: tuple[str, ...], limit_s: float) -> str:
+    deadline_s = time.monotonic() + limit_s
+    while True:
+        shown = look()
+        words = " ".join(shown.split())
+        if all(text in words for text in texts):
+            return shown
+        assert time.monotonic() < deadline_s, f"never seen: {texts}\n{shown}"
+        time.sleep(LOOKS_EVERY_S)
