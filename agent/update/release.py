@@ -1,8 +1,9 @@
 """Which releases may run here: those that a threshold of the keys in the package signed. Runs in the slot tool too.
 
 The record beside an image is a DSSE envelope (`agent.statements.release`); the keys lie in
-/usr/share/secur-e-health/release-keys.json: `{"threshold": 2, "keys": {"<key id>": "<PEM>", ...}}`, P-256, key ids as
-securesystemslib makes them.
+/usr/share/secur-e-health/release-keys.json: `{"version": 1, "threshold": 2, "keys": {"<key id>": "<PEM>", ...}}`, P-256,
+key ids as securesystemslib makes them. A list of a higher version that these keys signed takes its place
+(`agent.update.keys`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from agent.statements.release import PAYLOAD_TYPE, Release, parse_release, pre_a
 
 MAX_RECORD_BYTES: Final = 64 << 10
 MAX_KEYS: Final = 32
+MAX_KEYS_VERSION: Final = 1 << 31
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +35,22 @@ class ReleaseKeys:
     Args:
         threshold: How many of them must have signed one.
         keys: By key id, all different.
+        version: Of the list: one more each time that somebody is replaced.
     """
 
     threshold: int
     keys: Mapping[str, ec.EllipticCurvePublicKey]
+    version: int = 1
+
+    def payload(self) -> bytes:
+        """The canonical bytes that are signed and stored; the inverse of `parse_release_keys`."""
+        keys = {key_id: _pem(key) for key_id, key in self.keys.items()}
+        fields = {"version": self.version, "threshold": self.threshold, "keys": keys}
+        return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
 
 def parse_release_keys(data: bytes) -> ReleaseKeys:
-    """Parse the package's release-keys.json.
+    """Parse the package's release-keys.json; one without a version is the first.
 
     Raises:
         OperatorError: It is damaged (`update.bad_keys`).
@@ -48,7 +58,8 @@ def parse_release_keys(data: bytes) -> ReleaseKeys:
     try:
         fields = json.loads(data)
         keys = {str(key_id): _load_key(pem) for key_id, pem in fields["keys"].items()}
-        return ReleaseKeys(_check_threshold(fields["threshold"], keys), keys)
+        threshold = _check_threshold(fields["threshold"], keys)
+        return ReleaseKeys(threshold, keys, _check_version(fields.get("version", 1)))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UnsupportedAlgorithm) as error:
         raise OperatorError(
             "update.bad_keys",
@@ -71,29 +82,68 @@ def verify_release(record: bytes, keys: ReleaseKeys) -> Release:
         PeerProtocolError: It is no record (`update.bad_record`, `statements.bad_release`), or too few of the keys
             signed it (`update.unsigned_release`).
     """
-    payload, signatures = _parse_envelope(record)
-    message = pre_authentication_encoding(payload)
-    signers = {
-        key_id
-        for key_id, signature in signatures
-        if key_id in keys.keys and _holds(keys.keys[key_id], signature, message)
-    }
-    if len(signers) < keys.threshold:
+    envelope = parse_envelope(record, PAYLOAD_TYPE)
+    signers = envelope.signers(keys)
+    if signers < keys.threshold:
         raise PeerProtocolError(
             "update.unsigned_release",
-            f"{len(signers)} of those who may sign releases signed this one; it takes {keys.threshold}.",
+            f"{signers} of those who may sign releases signed this one; it takes {keys.threshold}.",
             next_step="It is not used. Fetch the release again; if it repeats, tell its publisher.",
-            signers=len(signers),
+            signers=signers,
             threshold=keys.threshold,
         )
-    return parse_release(payload)
+    return parse_release(envelope.payload)
 
 
-def _parse_envelope(record: bytes) -> tuple[bytes, list[tuple[str, bytes]]]:
-    if len(record) > MAX_RECORD_BYTES:
+def read_verified(record: bytes) -> Release:
+    """What a record says that was verified before, and that nobody but root can have changed since.
+
+    Raises:
+        PeerProtocolError: It is no record (`update.bad_record`, `statements.bad_release`).
+    """
+    return parse_release(parse_envelope(record, PAYLOAD_TYPE).payload)
+
+
+@dataclass(frozen=True, slots=True)
+class SignedEnvelope:
+    """A DSSE envelope, parsed; nothing is verified yet.
+
+    Args:
+        kind: Its payload type.
+        payload: What is signed.
+        signatures: By key id, in order; one may stand there twice.
+    """
+
+    kind: str
+    payload: bytes
+    signatures: tuple[tuple[str, bytes], ...]
+
+    def signers(self, keys: ReleaseKeys) -> int:
+        """How many of the keys signed it."""
+        message = pre_authentication_encoding(self.payload, self.kind)
+        return len(
+            {
+                key_id
+                for key_id, signature in self.signatures
+                if key_id in keys.keys and _holds(keys.keys[key_id], signature, message)
+            }
+        )
+
+
+def parse_envelope(data: bytes, expected: str) -> SignedEnvelope:
+    """Parse the envelope of a statement of the maker's.
+
+    Args:
+        data: At most `MAX_RECORD_BYTES`.
+        expected: Its payload type.
+
+    Raises:
+        PeerProtocolError: It is something else (`update.bad_record`).
+    """
+    if len(data) > MAX_RECORD_BYTES:
         raise _bad_record("it is larger than any may be")
     try:
-        envelope: dict[str, Any] = json.loads(record)
+        envelope: dict[str, Any] = json.loads(data)
         kind = envelope["payloadType"]
         payload = base64.b64decode(envelope["payload"], validate=True)
         signatures = [
@@ -101,11 +151,11 @@ def _parse_envelope(record: bytes) -> tuple[bytes, list[tuple[str, bytes]]]:
         ]
     except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
         raise _bad_record("it is no DSSE envelope") from error
-    if kind != PAYLOAD_TYPE:
+    if kind != expected:
         raise _bad_record("it is a statement of another kind")
     if len(signatures) > MAX_KEYS:
         raise _bad_record("it carries more signatures than there can be signers")
-    return payload, signatures
+    return SignedEnvelope(expected, payload, tuple(signatures))
 
 
 def _holds(key: ec.EllipticCurvePublicKey, signature: bytes, message: bytes) -> bool:
@@ -124,6 +174,16 @@ def _check_threshold(threshold: object, keys: Mapping[str, ec.EllipticCurvePubli
     if type(threshold) is not int or not 1 <= threshold <= len(keys):
         raise ValueError("a threshold that the keys cannot reach")
     return threshold
+
+
+def _check_version(version: object) -> int:
+    if type(version) is not int or not 1 <= version <= MAX_KEYS_VERSION:
+        raise ValueError("no version")
+    return version
+
+
+def _pem(key: ec.EllipticCurvePublicKey) -> str:
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode("ascii")
 
 
 def _load_key(pem: object) -> ec.EllipticCurvePublicKey:

@@ -116,7 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 status: int = options.command(Installer(machine), place, options)
             finally:
                 with suppress(SecureHealthError):
-                    machine.volatile.publish(Installer(machine).status())
+                    after = Installer(machine)
+                    machine.volatile.publish(after.status())
+                    machine.volatile.publish_keys(after.keys.payload())
     except SecureHealthError as error:
         sys.stderr.write(f"{error}\n")
         return REFUSED
