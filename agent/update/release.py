@@ -1,8 +1,8 @@
 """Which releases may run here: those that a threshold of the keys in the package signed. Runs in the slot tool too.
 
 The record beside an image is a DSSE envelope (`agent.statements.release`); the keys lie in
-/usr/share/secur-e-health/release-keys.json: `{"version": 1, "threshold": 2, "keys": {"<key id>": "<PEM>", ...}}`, P-256,
-key ids as securesystemslib makes them. A list of a higher version that these keys signed takes its place
+/usr/share/secur-e-health/release-keys.json: `{"version": 1, "threshold": 2, "keys": {"<key id>": "<PEM>", ...}}`,
+P-256, key ids as securesystemslib makes them. A list of a higher version that these keys signed takes its place
 (`agent.update.keys`).
 """
 
