@@ -20,11 +20,12 @@ from agent.core.ids import IdentifierText
 from agent.core.version import software_version
 from agent.statements.kinds import Hex32
 from agent.statements.release import Release, Version
+from agent.statements.release_keys import ReleaseKeys, parse_release_keys
 from agent.trust.channels import VersionText
 from agent.update.channel import Audience, Running
 from agent.update.delta import Base
 from agent.update.keys import newer
-from agent.update.release import MAX_RECORD_BYTES, ReleaseKeys, parse_release_keys, read_verified
+from agent.update.release import MAX_RECORD_BYTES, read_verified
 from agent.update.volatile import KEYS_FILE
 
 MAX_FILE_BYTES: Final = 1 << 18

@@ -19,10 +19,11 @@ from typing import Final, Protocol
 
 from agent.core.errors import OperatorError, SecureHealthError, SoftwareError
 from agent.statements.release import Release
+from agent.statements.release_keys import ReleaseKeys, parse_release_keys
 from agent.update.floor import Counters
 from agent.update.handover import IMAGE_FILE, RECORD_FILE, Handover
 from agent.update.keys import KEYS_FILE, MAX_CHAIN_BYTES, follow_keys, newer
-from agent.update.release import MAX_RECORD_BYTES, ReleaseKeys, parse_release_keys, read_verified, verify_release
+from agent.update.release import MAX_RECORD_BYTES, read_verified, verify_release
 from agent.update.slots import RECORD_FILE as STORED_RECORD_FILE
 from agent.update.slots import Slots, opened_regular, read_regular
 from agent.update.state import TRIES, Event, Phase, SlotName, State

@@ -11,13 +11,12 @@ import json
 from collections.abc import Iterator
 from typing import Final
 
-from agent.core.errors import OperatorError, PeerProtocolError
-from agent.update.release import MAX_KEYS, ReleaseKeys, SignedEnvelope, parse_envelope, parse_release_keys
+from agent.core.errors import PeerProtocolError
+from agent.statements.release_keys import KEYS_PAYLOAD_TYPE, MAX_STEPS, ReleaseKeys, bad_key_list, parse_key_list
+from agent.update.release import SignedEnvelope, parse_envelope
 
-KEYS_PAYLOAD_TYPE: Final = "application/vnd.secur-e-health.release-keys.v1+json"
 KEYS_FILE: Final = "keys.json"
 MAX_CHAIN_BYTES: Final = 1 << 20
-MAX_STEPS: Final = 256
 
 
 def follow_keys(chain: bytes, held: ReleaseKeys) -> ReleaseKeys:
@@ -34,7 +33,7 @@ def follow_keys(chain: bytes, held: ReleaseKeys) -> ReleaseKeys:
     last = 0
     for envelope, keys in _steps(chain):
         if keys.version <= last:
-            raise _bad_list("its versions do not rise")
+            raise bad_key_list("its versions do not rise")
         last = keys.version
         if keys.version > held.version:
             held = _followed(envelope, keys, held)
@@ -65,44 +64,18 @@ def _followed(envelope: SignedEnvelope, keys: ReleaseKeys, held: ReleaseKeys) ->
 
 def _steps(chain: bytes) -> Iterator[tuple[SignedEnvelope, ReleaseKeys]]:
     if len(chain) > MAX_CHAIN_BYTES:
-        raise _bad_list("it is larger than any may be")
+        raise bad_key_list("it is larger than any may be")
     try:
         entries = json.loads(chain)
     except (ValueError, RecursionError) as error:
-        raise _bad_list("it is no JSON") from error
+        raise bad_key_list("it is no JSON") from error
     if not isinstance(entries, list) or len(entries) > MAX_STEPS:
-        raise _bad_list("it is no list, or too long")
+        raise bad_key_list("it is no list, or too long")
     for entry in entries:
         envelope = parse_envelope(json.dumps(entry).encode(), KEYS_PAYLOAD_TYPE)
         yield envelope, parse_key_list(envelope.payload)
 
 
-def parse_key_list(payload: bytes) -> ReleaseKeys:
-    """Parse the payload of one step. Nothing is verified.
-
-    Raises:
-        PeerProtocolError: It is no list in canonical form (`update.bad_key_list`).
-    """
-    try:
-        keys = parse_release_keys(payload)
-    except OperatorError as error:
-        raise _bad_list("a key or the threshold cannot be used") from error
-    # Whatever else stood in it, or stood twice, would not come out again.
-    if keys.payload() != payload:
-        raise _bad_list("it is not in canonical form")
-    if len(keys.keys) > MAX_KEYS:
-        raise _bad_list("it names more keys than any may")
-    return keys
-
-
 def newer(one: ReleaseKeys, other: ReleaseKeys) -> ReleaseKeys:
     """The list of the higher version; the first where they are the same."""
     return other if other.version > one.version else one
-
-
-def _bad_list(what: str) -> PeerProtocolError:
-    return PeerProtocolError(
-        "update.bad_key_list",
-        f"A list of who may sign releases cannot be used: {what}.",
-        next_step="The list that counts stays. Tell the maker of the software.",
-    )

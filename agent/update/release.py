@@ -11,61 +11,18 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
-from agent.core.errors import OperatorError, PeerProtocolError
+from agent.core.errors import PeerProtocolError
 from agent.statements.release import PAYLOAD_TYPE, Release, parse_release, pre_authentication_encoding
+from agent.statements.release_keys import MAX_KEYS, ReleaseKeys
 
 MAX_RECORD_BYTES: Final = 64 << 10
-MAX_KEYS: Final = 32
-MAX_KEYS_VERSION: Final = 1 << 31
-
-
-@dataclass(frozen=True, slots=True)
-class ReleaseKeys:
-    """Who may sign releases.
-
-    Args:
-        threshold: How many of them must have signed one.
-        keys: By key id, all different.
-        version: Of the list: one more each time that somebody is replaced.
-    """
-
-    threshold: int
-    keys: Mapping[str, ec.EllipticCurvePublicKey]
-    version: int = 1
-
-    def payload(self) -> bytes:
-        """The canonical bytes that are signed and stored; the inverse of `parse_release_keys`."""
-        keys = {key_id: _pem(key) for key_id, key in self.keys.items()}
-        fields = {"version": self.version, "threshold": self.threshold, "keys": keys}
-        return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
-
-
-def parse_release_keys(data: bytes) -> ReleaseKeys:
-    """Parse the package's release-keys.json; one without a version is the first.
-
-    Raises:
-        OperatorError: It is damaged (`update.bad_keys`).
-    """
-    try:
-        fields = json.loads(data)
-        keys = {str(key_id): _load_key(pem) for key_id, pem in fields["keys"].items()}
-        threshold = _check_threshold(fields["threshold"], keys)
-        return ReleaseKeys(threshold, keys, _check_version(fields.get("version", 1)))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UnsupportedAlgorithm) as error:
-        raise OperatorError(
-            "update.bad_keys",
-            "The list of who may sign releases is damaged.",
-            next_step="Install the package again.",
-        ) from error
 
 
 def verify_release(record: bytes, keys: ReleaseKeys) -> Release:
@@ -164,35 +121,6 @@ def _holds(key: ec.EllipticCurvePublicKey, signature: bytes, message: bytes) -> 
     except InvalidSignature:
         return False
     return True
-
-
-def _check_threshold(threshold: object, keys: Mapping[str, ec.EllipticCurvePublicKey]) -> int:
-    # A key under two ids would count twice.
-    different = {key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) for key in keys.values()}
-    if len(different) != len(keys):
-        raise ValueError("a key twice")
-    if type(threshold) is not int or not 1 <= threshold <= len(keys):
-        raise ValueError("a threshold that the keys cannot reach")
-    return threshold
-
-
-def _check_version(version: object) -> int:
-    if type(version) is not int or not 1 <= version <= MAX_KEYS_VERSION:
-        raise ValueError("no version")
-    return version
-
-
-def _pem(key: ec.EllipticCurvePublicKey) -> str:
-    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode("ascii")
-
-
-def _load_key(pem: object) -> ec.EllipticCurvePublicKey:
-    if not isinstance(pem, str):
-        raise TypeError("not a text")
-    key = load_pem_public_key(pem.encode())
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise TypeError("no key on P-256")
-    return key
 
 
 def _bad_record(what: str) -> PeerProtocolError:

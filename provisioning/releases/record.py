@@ -16,8 +16,7 @@ from securesystemslib.signer import Key, Signature, Signer
 
 from agent.core.errors import OperatorError
 from agent.statements.release import PAYLOAD_TYPE, Release, parse_release
-from agent.update.keys import KEYS_PAYLOAD_TYPE, parse_key_list
-from agent.update.release import ReleaseKeys
+from agent.statements.release_keys import KEYS_PAYLOAD_TYPE, ReleaseKeys, parse_key_list
 
 MAX_RECORD_BYTES: Final = 64 << 10
 

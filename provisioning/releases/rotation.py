@@ -23,10 +23,9 @@ from tuf.api.metadata import Root, Snapshot, Targets, Timestamp
 from agent.core.errors import OperatorError
 from agent.core.files import store_atomically
 from agent.statements.release import Version
+from agent.statements.release_keys import MAX_STEPS, ReleaseKeys, parse_release_keys
 from agent.trust.channels import CHANNELS_ROLE, KEYS_PATH, RELEASES_ROLE, release_path
 from agent.trust.snapshot import Environment
-from agent.update.keys import MAX_STEPS
-from agent.update.release import ReleaseKeys, parse_release_keys
 from provisioning.authority.ceremony import Edit, PendingChange, list_files, unchanged
 from provisioning.authority.repository import make_directory, storing
 from provisioning.authority.roles import RoleKeys

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from agent.core.errors import SecureHealthError
+from agent.statements.release_keys import MAX_STEPS, parse_release_keys
 from agent.update.handover import Handover
-from agent.update.keys import MAX_CHAIN_BYTES, MAX_STEPS, follow_keys
-from agent.update.release import parse_release_keys
+from agent.update.keys import MAX_CHAIN_BYTES, follow_keys
 from agent.update.state import Phase, derive
 from agent.update.window import parse_window
 from tests.simulators.power import PowerCutError, struck

@@ -14,10 +14,10 @@ from securesystemslib.signer import CryptoSigner
 from agent.core.errors import SecureHealthError
 from agent.core.fat import DescriptorDevice
 from agent.statements.release import Release, Version
+from agent.statements.release_keys import ReleaseKeys, parse_release_keys
 from agent.trust.channels import UPDATE_LABEL
 from agent.update.channel import Running
 from agent.update.handover import Handover
-from agent.update.release import ReleaseKeys, parse_release_keys
 from agent.update.stick import take_from_stick
 from tests.simulators.release_repository import make_delta, new_image, release_of, signed_record
 from tests.simulators.releases import signed_list

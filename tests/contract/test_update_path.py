@@ -10,10 +10,10 @@ from agent.core.clock import SystemClock
 from agent.core.config import load_config
 from agent.core.errors import SecureHealthError
 from agent.statements.release import Version
+from agent.statements.release_keys import ReleaseKeys, parse_release_keys
 from agent.update.box import load_box, load_keys
 from agent.update.handover import parse_handover
 from agent.update.programs import run_program
-from agent.update.release import ReleaseKeys, parse_release_keys
 from agent.update.state import Phase
 from agent.update.stick import read_stick
 from agent.update.updater import opened_updater

@@ -12,8 +12,7 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.signer import CryptoSigner
 
 from agent.statements.release import PAYLOAD_TYPE, Release, Version
-from agent.update.keys import KEYS_PAYLOAD_TYPE
-from agent.update.release import ReleaseKeys, parse_release_keys
+from agent.statements.release_keys import KEYS_PAYLOAD_TYPE, ReleaseKeys, parse_release_keys
 
 
 class Publisher:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from agent.statements.release_keys import parse_release_keys
 from agent.update.handover import Handover, leave_handover
-from agent.update.release import parse_release_keys
 from agent.update.state import Phase
 from tests.simulators.releases import Publisher, key_lists
 from tests.simulators.slots import SlotBox, make_release

@@ -14,12 +14,13 @@ from tuf.api.metadata import Metadata, Root, Targets, Timestamp
 from agent.core.clock import SystemClock
 from agent.core.errors import OperatorError, SecureHealthError
 from agent.statements.release import Version
+from agent.statements.release_keys import ReleaseKeys, parse_release_keys
 from agent.trust.fetcher import BoundedFetcher
 from agent.update.box import Box
 from agent.update.channel import Audience, Running
 from agent.update.handover import Handover, parse_handover
 from agent.update.keys import follow_keys
-from agent.update.release import ReleaseKeys, parse_release_keys, verify_release
+from agent.update.release import verify_release
 from agent.update.repository import ReleaseRepository
 from agent.update.updater import UpdateFolder, Updater
 from provisioning.authority.signers import create_file_key
