@@ -105,6 +105,10 @@ def test_a_box_with_the_first_root_follows_to_the_last(
     assert box.trusted.version == 4
     assert set(box.trusted.roles[Root.type].keyids) == set(box.trusted.roles[Targets.type].keyids)
     assert Metadata[Root].from_bytes(shipped(hands)[0]).signed.version == 4
+    # A newer package, over what the box remembers.
+    box.root, box.keys = shipped(hands)
+    assert box.run() is None
+    assert box.trusted.version == 4
     assert Follower(hands, tmp_path / "new").run() == Version.parse("1.4.0")
 
 
