@@ -9,7 +9,6 @@ What was committed before a list came may still start; it can no more be install
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,16 +18,17 @@ from typing import Final, Protocol
 
 from agent.core.errors import OperatorError, SecureHealthError, SoftwareError
 from agent.statements.release import Release
-from agent.statements.release_keys import ReleaseKeys, parse_release_keys
+from agent.statements.release_keys import ReleaseKeys
 from agent.update.floor import Counters
 from agent.update.handover import IMAGE_FILE, RECORD_FILE, Handover
-from agent.update.keys import KEYS_FILE, MAX_CHAIN_BYTES, follow_keys, newer
-from agent.update.release import MAX_RECORD_BYTES, read_verified, verify_release
+from agent.update.keys import KEYS_FILE, MAX_CHAIN_BYTES, follow_keys
+from agent.update.release import MAX_RECORD_BYTES
 from agent.update.slots import RECORD_FILE as STORED_RECORD_FILE
 from agent.update.slots import Slots, opened_regular, read_regular
 from agent.update.state import TRIES, Event, Phase, SlotName, State
 from agent.update.store import Memory, StateStore
 from agent.update.trial import MAX_HEALTH_BYTES, Health, Judgement, Limits, Verdict, judge, parse_health
+from agent.update.trusted import TrustedReleases
 from agent.update.volatile import Volatile
 from agent.update.window import parse_window
 
@@ -87,14 +87,13 @@ class Installer:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._slots = machine.slots
-        self._keys = machine.keys
-        self._kept: frozenset[str] = frozenset()
-        self._recall(machine.store.peek())
+        self._trusted = TrustedReleases(machine.keys)
+        self._trusted.recall(machine.store.peek())
 
     @property
     def keys(self) -> ReleaseKeys:
         """Who may sign releases: the newer of the package's list and the one that it was followed by."""
-        return self._keys
+        return self._trusted.keys
 
     def init(self, payload: Path) -> bool:
         """Make the slots and put the package's payload into one; on a box that has them, stage it if it is newer.
@@ -165,8 +164,8 @@ class Installer:
             chain = read_regular(incoming / KEYS_FILE, MAX_CHAIN_BYTES)
         except FileNotFoundError:
             return state
-        keys = follow_keys(chain, self._keys)
-        return self._adopt(state, keys) if keys.version > self._keys.version else state
+        keys = follow_keys(chain, self.keys)
+        return self._adopt(state, keys) if keys.version > self.keys.version else state
 
     def switch(self) -> None:
         """Have the staged release take over now, on trial.
@@ -300,36 +299,23 @@ class Installer:
             "tries_left": state.tries_left if state and state.phase is Phase.TRIAL else None,
             "window": state.window if state else None,
             "failed": state.failed if state else None,
-            "keys_version": self._keys.version,
+            "keys_version": self.keys.version,
             "slots": {name.value: self._describe(name) for name in SlotName},
         }
 
     def _load(self) -> State:
         memory = self._machine.store.load(self._epoch_on_disk)
         state = memory.state or self._rebuild(memory.floor, memory.generation)
-        self._recall(state)
-        shipped = self._machine.keys
-        if state.keys is None:
-            return self._save(replace(state, keys=_text(shipped)))
-        held = parse_release_keys(state.keys.encode())
-        if shipped.version > held.version:
-            # What was committed is held against the list under which it was, not against the newer package's.
-            self._keys = held
-            return self._adopt(state, shipped)
-        return state
-
-    def _recall(self, state: State | None) -> None:
-        """Take up which list counts, and what was committed before it."""
-        if state is not None and state.keys is not None:
-            self._keys = newer(self._machine.keys, parse_release_keys(state.keys.encode()))
-            self._kept = frozenset(state.kept)
+        self._trusted.recall(state)
+        if self._trusted.is_outdated(state):
+            return self._adopt(state, self._machine.keys)
+        return self._save(self._trusted.noted(state)) if state.keys is None else state
 
     def _adopt(self, state: State, keys: ReleaseKeys) -> State:
         """Have a newer list count, all at once: what waits or is on trial under revoked keys is given up."""
         records = [self._slots.record(name) for name in self._committed(state)]
-        kept = tuple(_digest(record) for record in records if record is not None)
-        self._keys, self._kept = keys, frozenset(kept)
-        state, restart = replace(state, keys=_text(keys), kept=kept), False
+        self._trusted.adopt(keys, [record for record in records if record is not None])
+        state, restart = self._trusted.noted(state), False
         if state.phase is not Phase.STEADY:
             try:
                 self._release(state.good.other)
@@ -396,10 +382,10 @@ class Installer:
         return self._save(trial)
 
     def _fresh(self, generation: int, floor: int, good: SlotName) -> State:
-        return State(generation, floor, good, keys=_text(self._keys), kept=tuple(sorted(self._kept)))
+        return self._trusted.noted(State(generation, floor, good))
 
     def _epoch_on_disk(self, state: State | None) -> int:
-        self._recall(state)
+        self._trusted.recall(state)
         epochs = []
         for name in SlotName if state is None else (state.good,):
             with suppress(SecureHealthError):
@@ -408,7 +394,7 @@ class Installer:
 
     def _read_record(self, directory: Path) -> tuple[bytes, Release]:
         record = read_regular(directory / RECORD_FILE, MAX_RECORD_BYTES)
-        return record, verify_release(record, self._keys)
+        return record, self._trusted.verify(record)
 
     def _release(self, name: SlotName) -> Release:
         record = self._slots.record(name)
@@ -418,7 +404,7 @@ class Installer:
                 f"Slot {name.value} holds no release.",
                 next_step="An update fills it.",
             )
-        return read_verified(record) if _digest(record) in self._kept else verify_release(record, self._keys)
+        return self._trusted.verify_stored(record)
 
     def _usable(self, name: SlotName, floor: int) -> Release:
         """What a slot holds, if it may run: signed, not below the floor, with the root hash that systemd will take."""
@@ -553,14 +539,6 @@ def _nothing_runs(why: str) -> NothingRunsError:
         f"Neither slot holds a release that may run here, nor does the package: {why}",
         next_step="Install a package of the newest release.",
     )
-
-
-def _text(keys: ReleaseKeys) -> str:
-    return keys.payload().decode("ascii")
-
-
-def _digest(record: bytes) -> str:
-    return hashlib.sha256(record).hexdigest()
 
 
 def _needs_watch(state: State) -> bool:
