@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tuf.api.metadata import Metadata, Root, Targets, Timestamp
 
 from agent.core.clock import SystemClock
@@ -16,6 +18,7 @@ from agent.core.errors import OperatorError, SecureHealthError
 from agent.statements.release import Version
 from agent.statements.release_keys import ReleaseKeys, parse_release_keys
 from agent.trust.fetcher import BoundedFetcher
+from agent.trust.snapshot import Environment
 from agent.update.box import Box
 from agent.update.channel import Audience, Running
 from agent.update.handover import Handover, parse_handover
@@ -24,6 +27,8 @@ from agent.update.release import verify_release
 from agent.update.repository import ReleaseRepository
 from agent.update.updater import UpdateFolder, Updater
 from provisioning.authority.signers import create_file_key
+from provisioning.releases.maker import read_only_maker
+from provisioning.releases.rotation import next_keys
 from tests.simulators.maker import COMMIT, Hands
 from tests.simulators.release_repository import new_image, served_files
 
@@ -265,6 +270,22 @@ def test_what_cannot_be_rotated_is_refused(hands: Hands, new_key: Callable[[str]
             hands.do("rotate", *line)
         assert refused.value.code == code
     assert not list(hands.directory.glob("pending/*"))
+
+
+def test_a_key_that_boxes_cannot_verify_with_signs_no_releases(hands: Hands, tmp_path: Path) -> None:
+    other = ec.generate_private_key(ec.SECP384R1()).public_key()
+    pem = tmp_path / "p384.pem"
+    pem.write_bytes(other.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    with pytest.raises(OperatorError, match="P-256 alone"):
+        hands.do("rotate", "releases", "--new-public-key", pem)
+
+
+@pytest.mark.parametrize("role", ["root", "releases"])
+def test_in_production_no_single_key_signs_root_or_releases(hands: Hands, role: str) -> None:
+    maker = read_only_maker(hands.directory, lambda _: "", SystemClock())
+    with pytest.raises(OperatorError) as single:
+        next_keys(maker, role, drop=(), new=(), threshold=1, environment=Environment.PRODUCTION)
+    assert single.value.code == "release.bad_rotation"
 
 
 def _cut(*_: object) -> None:
