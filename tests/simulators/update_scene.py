@@ -27,7 +27,7 @@ from tests.simulators.release_repository import PlayedReleases, ServedReleases, 
 OLD, NEW = "1.3.0", "1.4.0"
 OLD_IMAGE, NEW_IMAGE = new_image(1), new_image(2)
 WINDOW = parse_window("02:00-05:00")
-LIMITS = FetchLimits(step_s=2.0, start_s=1.0)
+LIMITS = FetchLimits(step_s=4.0, start_s=3.0)  # a busy machine is no slow sender
 
 
 @dataclass(slots=True)
