@@ -35,7 +35,7 @@ from tests.simulators.stick import find_tool
 IMAGE_BUILD: Final = Path(__file__).resolve().parents[2] / "packaging" / "image"
 FIRMWARE: Final = Path("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd")
 VARIABLES: Final = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")  # without any key, so in setup mode
-BOOT_LIMIT_S: Final = 400.0
+BOOT_LIMIT_S: Final = 600.0
 LOOKS_EVERY_S: Final = 2.0
 DISK_BYTES: Final = 8 << 30
 MIB: Final = 1 << 20
