@@ -122,9 +122,9 @@ def parse_release(payload: bytes) -> Release:
     return release
 
 
-def pre_authentication_encoding(payload: bytes, payload_type: str = PAYLOAD_TYPE) -> bytes:
-    """DSSE's PAE of a release, or of another statement of the maker's: what each signature covers."""
-    return b"DSSEv1 %d %s %d %s" % (len(payload_type), payload_type.encode(), len(payload), payload)
+def pre_authentication_encoding(payload: bytes) -> bytes:
+    """DSSE's PAE of a release: what each signature covers."""
+    return b"DSSEv1 %d %s %d %s" % (len(PAYLOAD_TYPE), PAYLOAD_TYPE.encode(), len(payload), payload)
 
 
 def _canonical(value: Mapping[str, Any]) -> bytes:

@@ -2,7 +2,7 @@
 
 <slots>/current/meta.json          the running release's signed record
 <slots>/current/app.raw            its image, for deltas
-/run/secur-e-health/slots/*.json   what the slot tool says of itself, and who may sign releases as it followed
+/run/secur-e-health/slots/*.json   what the slot tool says of itself
 <state>/enrolment/record.json      the box's hospital and key
 """
 
@@ -20,13 +20,10 @@ from agent.core.ids import IdentifierText
 from agent.core.version import software_version
 from agent.statements.kinds import Hex32
 from agent.statements.release import Release, Version
-from agent.statements.release_keys import ReleaseKeys, parse_release_keys
 from agent.trust.channels import VersionText
 from agent.update.channel import Audience, Running
 from agent.update.delta import Base
-from agent.update.keys import newer
-from agent.update.release import MAX_RECORD_BYTES, read_verified
-from agent.update.volatile import KEYS_FILE
+from agent.update.release import MAX_RECORD_BYTES, ReleaseKeys, parse_release_keys, verify_release
 
 MAX_FILE_BYTES: Final = 1 << 18
 _CURRENT, _IMAGE, _RECORD = "current", "app.raw", "meta.json"
@@ -126,14 +123,12 @@ def load_answer(settings: UpdateSection) -> Answer | None:
 
 
 def load_keys(settings: UpdateSection) -> ReleaseKeys:
-    """Who may sign releases: the package's list, or the newer one that the slot tool followed to.
+    """Who may sign releases.
 
     Raises:
-        OperatorError: The package's list is missing, or one of them is damaged.
+        OperatorError: The package's list is missing or damaged.
     """
-    shipped = parse_release_keys(_required(settings.keys_file))
-    followed = _read(settings.slots_status / KEYS_FILE, MAX_FILE_BYTES)
-    return shipped if followed is None else newer(shipped, parse_release_keys(followed))
+    return parse_release_keys(_required(settings.keys_file))
 
 
 def load_root(settings: UpdateSection) -> bytes:
@@ -154,7 +149,7 @@ def load_box(config: AgentConfig) -> Box:
     settings = config.update
     keys = load_keys(settings)
     said = load_slots(settings)
-    running, base = _running(settings, said.floor)
+    running, base = _running(settings, keys, said.floor)
     own = config.node.state_directory / "enrolment" / "record.json"
     enrolled = _load(settings.enrolment, _Enrolled) or _load(own, _Enrolled)
     audience = Audience() if enrolled is None else Audience(enrolled.site, enrolled.key_id)
@@ -163,13 +158,12 @@ def load_box(config: AgentConfig) -> Box:
     return Box(running, base, audience, keys, on_trial=said.phase == "trial", failed=failed, staged=staged)
 
 
-def _running(settings: UpdateSection, floor: int) -> tuple[Running, Base | None]:
+def _running(settings: UpdateSection, keys: ReleaseKeys, floor: int) -> tuple[Running, Base | None]:
     slot = settings.slots / _CURRENT
     record = _read(slot / _RECORD, MAX_RECORD_BYTES)
     if record is None:
         return Running(Version.parse(software_version()), floor), None
-    # The slot tool verified it before it started; who signed it may have been revoked since.
-    release: Release = read_verified(record)
+    release: Release = verify_release(record, keys)
     return Running(release.version, floor), Base(slot / _IMAGE, release.image_bytes)
 
 

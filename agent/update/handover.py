@@ -2,7 +2,6 @@
 
 incoming/<version>/app.raw        the whole image
 incoming/<version>/release.json   its release record
-incoming/keys.json                the lists of who may sign releases (`agent.update.keys`), where there are newer ones
 incoming/ready                    written last: what is to be done
 
 What lies there is untrusted: the slot tool verifies the record and the image again, and holds them against its floor.
@@ -25,7 +24,7 @@ IMAGE_FILE: Final = "app.raw"
 RECORD_FILE: Final = "release.json"
 MAX_HANDOVER_BYTES: Final = 4096
 
-Action = Literal["install", "rollback", "drop", "keys"]
+Action = Literal["install", "rollback", "drop"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +32,8 @@ class Handover:
     """One request.
 
     Args:
-        action: `install` what lies in `incoming/<version>/`, `rollback` to the other slot, which holds `version`,
-            `drop` the release that waits there for its turn, or follow to the newest `keys` and do nothing else.
+        action: `install` what lies in `incoming/<version>/`, `rollback` to the other slot, which holds `version`, or
+            `drop` the release that waits there for its turn.
         version: X.Y.Z.
         window: When to change over; None for at once.
     """
@@ -59,7 +58,7 @@ def parse_handover(data: bytes) -> Handover:
         raise ValueError("it is larger than a request may be")
     match _parse(data):
         case {
-            "action": ("install" | "rollback" | "drop" | "keys") as action,
+            "action": ("install" | "rollback" | "drop") as action,
             "version": str(version),
             "window": None | str() as window,
         }:

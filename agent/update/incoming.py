@@ -23,7 +23,6 @@ from agent.update.handover import (
     leave_handover,
     parse_handover,
 )
-from agent.update.keys import KEYS_FILE
 from agent.update.window import Window
 
 _PARTIAL: Final = ".partial"
@@ -94,23 +93,6 @@ class Incoming:
             store_atomically(place, record)
         self._ask(Handover("install", str(release.version), window))
         self._keep_only({str(release.version)})
-
-    def hand_keys(self, chain: bytes, running: Version) -> None:
-        """Ask the slot tool to follow to a newer list of who may sign releases.
-
-        Args:
-            chain: keys.json, verified here; it verifies it again.
-            running: What runs here.
-
-        Raises:
-            HardwareError: The disk does not take it.
-        """
-        with kept_on_disk(self.path / KEYS_FILE):
-            self.path.mkdir(mode=0o755, parents=True, exist_ok=True)
-            store_atomically(self.path / KEYS_FILE, chain)
-        if self.waiting() is None:
-            # An installation that waits takes the list, too; anything else is not to be forgotten for it.
-            self._ask(Handover("keys", str(running)))
 
     def ask_rollback(self, version: Version) -> None:
         """Ask the slot tool to go back to the other slot at once.

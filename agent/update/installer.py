@@ -2,9 +2,6 @@
 
 Each command reads the state, and leaves it so that a power cut at any moment loses at most that command. Which slot
 runs follows from the state alone: `activate`, before every start of the agent, verifies it and sets the link.
-
-Who may sign releases is part of the state, so that neither a power cut nor an older file brings back who was revoked.
-What was committed before a list came may still start; it can no more be installed.
 """
 
 from __future__ import annotations
@@ -18,17 +15,14 @@ from typing import Final, Protocol
 
 from agent.core.errors import OperatorError, SecureHealthError, SoftwareError
 from agent.statements.release import Release
-from agent.statements.release_keys import ReleaseKeys
 from agent.update.floor import Counters
 from agent.update.handover import IMAGE_FILE, RECORD_FILE, Handover
-from agent.update.keys import KEYS_FILE, MAX_CHAIN_BYTES, follow_keys
-from agent.update.release import MAX_RECORD_BYTES
+from agent.update.release import MAX_RECORD_BYTES, ReleaseKeys, verify_release
 from agent.update.slots import RECORD_FILE as STORED_RECORD_FILE
 from agent.update.slots import Slots, opened_regular, read_regular
 from agent.update.state import TRIES, Event, Phase, SlotName, State
 from agent.update.store import Memory, StateStore
 from agent.update.trial import MAX_HEALTH_BYTES, Health, Judgement, Limits, Verdict, judge, parse_health
-from agent.update.trusted import TrustedReleases
 from agent.update.volatile import Volatile
 from agent.update.window import parse_window
 
@@ -57,7 +51,7 @@ class Machine:
     Args:
         slots: The two slots.
         store: Its state.
-        keys: Who may sign releases, as the package says.
+        keys: Who may sign releases.
         counters: The TPM; None where there is none.
         volatile: What it remembers within one boot.
         health: The agent's health.json.
@@ -87,13 +81,6 @@ class Installer:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._slots = machine.slots
-        self._trusted = TrustedReleases(machine.keys)
-        self._trusted.recall(machine.store.peek())
-
-    @property
-    def keys(self) -> ReleaseKeys:
-        """Who may sign releases: the newer of the package's list and the one that it was followed by."""
-        return self._trusted.keys
 
     def init(self, payload: Path) -> bool:
         """Make the slots and put the package's payload into one; on a box that has them, stage it if it is newer.
@@ -107,14 +94,13 @@ class Installer:
         Raises:
             SecureHealthError: The payload may not run here, or the disk or the TPM fails.
         """
+        record, release = self._read_record(payload)
         if self._machine.store.peek() is not None:
             state = self._load()
-            record, release = self._read_record(payload)
             if release.version <= self._release(state.good).version:
                 return False
             self._switch(self._stage(state, payload, record, release, None))
             return True
-        record, release = self._read_record(payload)
         self._slots.reserve(_RESERVE * release.image_bytes // 2)
         self._begin(payload, record, release, self._machine.store.load(lambda _: release.epoch))
         self._slots.point(SlotName.A)
@@ -137,35 +123,12 @@ class Installer:
             return self.rollback(handover.version)
         if handover.action == "drop":
             return self.drop(handover.version)
-        state = self.follow(incoming)
-        if handover.action == "keys":
-            return state.phase
         source = incoming / handover.version
         record, release = self._read_record(source)
         if str(release.version) != handover.version:
             raise _wrong_release("the record speaks of another version")
         window = None if handover.window is None else str(handover.window)
-        return self._switch_in_window(self._stage(state, source, record, release, window)).phase
-
-    def follow(self, incoming: Path) -> State:
-        """Follow to the newest list of who may sign releases.
-
-        Args:
-            incoming: Directory that may hold keys.json; anybody's.
-
-        Returns:
-            The state; with that list where it is newer.
-
-        Raises:
-            SecureHealthError: What lies there does not follow, or the disk or the TPM fails; the list before counts.
-        """
-        state = self._load()
-        try:
-            chain = read_regular(incoming / KEYS_FILE, MAX_CHAIN_BYTES)
-        except FileNotFoundError:
-            return state
-        keys = follow_keys(chain, self.keys)
-        return self._adopt(state, keys) if keys.version > self.keys.version else state
+        return self._switch_in_window(self._stage(self._load(), source, record, release, window)).phase
 
     def switch(self) -> None:
         """Have the staged release take over now, on trial.
@@ -299,45 +262,12 @@ class Installer:
             "tries_left": state.tries_left if state and state.phase is Phase.TRIAL else None,
             "window": state.window if state else None,
             "failed": state.failed if state else None,
-            "keys_version": self.keys.version,
             "slots": {name.value: self._describe(name) for name in SlotName},
         }
 
     def _load(self) -> State:
         memory = self._machine.store.load(self._epoch_on_disk)
-        state = memory.state or self._rebuild(memory.floor, memory.generation)
-        self._trusted.recall(state)
-        if self._trusted.is_outdated(state):
-            return self._adopt(state, self._machine.keys)
-        return self._save(self._trusted.noted(state)) if state.keys is None else state
-
-    def _adopt(self, state: State, keys: ReleaseKeys) -> State:
-        """Have a newer list count, all at once: what waits or is on trial under revoked keys is given up."""
-        records = [self._slots.record(name) for name in self._committed(state)]
-        self._trusted.adopt(keys, [record for record in records if record is not None])
-        state, restart = self._trusted.noted(state), False
-        if state.phase is not Phase.STEADY:
-            try:
-                self._release(state.good.other)
-            except SecureHealthError:
-                restart = state.phase is Phase.TRIAL
-                event = Event.FAIL if restart else Event.DROP
-                state = state.after(event, tries_left=0, window=None)
-        state = self._save(state)
-        if restart:
-            self._machine.services.restart_agent()
-        return state
-
-    def _committed(self, state: State) -> list[SlotName]:
-        """Slots whose releases ran here and were well, and whose signers counted then."""
-        found: list[SlotName] = []
-        with suppress(SecureHealthError):
-            good = self._release(state.good)
-            found.append(state.good)
-            # A newer one beside it has yet to show itself, or failed to.
-            if state.phase is Phase.STEADY and self._release(state.good.other).version <= good.version:
-                found.append(state.good.other)
-        return found
+        return memory.state or self._rebuild(memory.floor, memory.generation)
 
     def _save(self, state: State) -> State:
         return self._machine.store.save(state)
@@ -355,7 +285,7 @@ class Installer:
             with opened_regular(payload / IMAGE_FILE) as image:
                 self._slots.write(SlotName.A, image, release, record)
         floor = max(memory.floor, release.epoch)
-        self._save(self._fresh(memory.generation, floor, SlotName.A))
+        self._save(State(memory.generation, floor, SlotName.A))
         return self._load()  # which raises the counter to the floor
 
     def _begin_anew(self, payload: Path, nothing: NothingRunsError) -> tuple[State, Release]:
@@ -377,15 +307,10 @@ class Installer:
         floor = max(floor, min(release.epoch for release in found.values()))
         good = min(found, key=lambda name: found[name].version)
         if len({release.version for release in found.values()}) == 1:
-            return self._save(self._fresh(generation, floor, good))
-        trial = replace(self._fresh(generation, floor, good), phase=Phase.TRIAL, tries_left=TRIES)
-        return self._save(trial)
-
-    def _fresh(self, generation: int, floor: int, good: SlotName) -> State:
-        return self._trusted.noted(State(generation, floor, good))
+            return self._save(State(generation, floor, good))
+        return self._save(State(generation, floor, good, Phase.TRIAL, tries_left=TRIES))
 
     def _epoch_on_disk(self, state: State | None) -> int:
-        self._trusted.recall(state)
         epochs = []
         for name in SlotName if state is None else (state.good,):
             with suppress(SecureHealthError):
@@ -394,7 +319,7 @@ class Installer:
 
     def _read_record(self, directory: Path) -> tuple[bytes, Release]:
         record = read_regular(directory / RECORD_FILE, MAX_RECORD_BYTES)
-        return record, self._trusted.verify(record)
+        return record, verify_release(record, self._machine.keys)
 
     def _release(self, name: SlotName) -> Release:
         record = self._slots.record(name)
@@ -404,7 +329,7 @@ class Installer:
                 f"Slot {name.value} holds no release.",
                 next_step="An update fills it.",
             )
-        return self._trusted.verify_stored(record)
+        return verify_release(record, self._machine.keys)
 
     def _usable(self, name: SlotName, floor: int) -> Release:
         """What a slot holds, if it may run: signed, not below the floor, with the root hash that systemd will take."""

@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 
 from agent.core.errors import OperatorError
 
-MAX_STATE_BYTES: Final = 32 << 10
+MAX_STATE_BYTES: Final = 4096
 TRIES: Final = 3
 """Starts that a release on trial gets."""
 
@@ -96,8 +96,6 @@ class State:
         needs: Checks that the release on trial must pass, as the one before it did.
         window: When the staged release may take over (`agent.update.window`); None for at once.
         failed: Version of the release that was last given up here.
-        keys: The list of who may sign releases that counts here (`ReleaseKeys.payload`); None in an older state.
-        kept: SHA-256 of the records, hex, that were committed here before that list: they may still start.
     """
 
     generation: int
@@ -108,8 +106,6 @@ class State:
     needs: tuple[str, ...] = ()
     window: str | None = None
     failed: str | None = None
-    keys: str | None = None
-    kept: tuple[str, ...] = ()
 
     @property
     def active(self) -> SlotName:
@@ -164,9 +160,7 @@ def parse_state(data: bytes, secret: bytes) -> State:
     if not authentic:
         raise ValueError("somebody else wrote it")
     state = State(**fields["state"])
-    return replace(
-        state, good=SlotName(state.good), phase=Phase(state.phase), needs=tuple(state.needs), kept=tuple(state.kept)
-    )
+    return replace(state, good=SlotName(state.good), phase=Phase(state.phase), needs=tuple(state.needs))
 
 
 def derive(secret: bytes, purpose: bytes) -> bytes:

@@ -21,14 +21,13 @@ from agent.core.fat import DescriptorDevice, Device, RootFile, open_root_file, r
 from agent.core.logging import configure_logging
 from agent.core.terminal import EXIT_STATUS
 from agent.statements.release import Release
-from agent.trust.channels import IMAGE_NAME, KEYS_NAME, RECORD_NAME, delta_name
+from agent.trust.channels import IMAGE_NAME, RECORD_NAME, delta_name
 from agent.update.box import Box, load_box
 from agent.update.channel import check_release
 from agent.update.delta import Base, apply_delta
 from agent.update.download import check_room, kept_on_disk, whole_or_none
-from agent.update.keys import MAX_CHAIN_BYTES
 from agent.update.release import MAX_RECORD_BYTES, verify_release
-from agent.update.updater import UpdateFolder, check_not_on_trial, noted, with_newest_keys
+from agent.update.updater import UpdateFolder, check_not_on_trial, noted
 from agent.update.window import Window, parse_window
 
 _DELTA_FILE: Final = "stick.zst"
@@ -50,9 +49,6 @@ def take_from_stick(device: Device, folder: UpdateFolder, box: Box, window: Wind
     """
     with folder.held(), noted(folder):
         check_not_on_trial(box)
-        chain = _key_lists(device)
-        if chain is not None:
-            box = with_newest_keys(folder, box, chain)
         record = read_root_file(device, RECORD_NAME, limit=MAX_RECORD_BYTES)
         release = verify_release(record, box.keys)
         check_release(release, box.running)
@@ -60,16 +56,6 @@ def take_from_stick(device: Device, folder: UpdateFolder, box: Box, window: Wind
             folder.incoming.finish(release, _image(device, folder, box, release))
         folder.incoming.hand_over(release, record, window)
     return release
-
-
-def _key_lists(device: Device) -> bytes | None:
-    """The stick's lists of who may sign releases; None where it brings none."""
-    try:
-        return read_root_file(device, KEYS_NAME, limit=MAX_CHAIN_BYTES)
-    except OperatorError as error:
-        if error.code != "stick.no_file":
-            raise
-        return None
 
 
 def _image(device: Device, folder: UpdateFolder, box: Box, release: Release) -> Path:

@@ -22,10 +22,10 @@ from typing import Final
 
 from agent.core.errors import HardwareError, OperatorError, SecureHealthError
 from agent.core.files import store_atomically
-from agent.statements.release_keys import parse_release_keys
 from agent.update.floor import TPMCounters
 from agent.update.handover import MAX_HANDOVER_BYTES, READY_FILE, Handover, parse_handover
 from agent.update.installer import Installer, Machine
+from agent.update.release import parse_release_keys
 from agent.update.slots import Slots, read_regular
 from agent.update.store import STATE_FILE, StateStore
 from agent.update.trial import Limits, Verdict
@@ -116,9 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 status: int = options.command(Installer(machine), place, options)
             finally:
                 with suppress(SecureHealthError):
-                    after = Installer(machine)
-                    machine.volatile.publish(after.status())
-                    machine.volatile.publish_keys(after.keys.payload())
+                    machine.volatile.publish(Installer(machine).status())
     except SecureHealthError as error:
         sys.stderr.write(f"{error}\n")
         return REFUSED

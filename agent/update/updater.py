@@ -6,7 +6,7 @@ import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -20,14 +20,13 @@ from agent.core.errors import HardwareError, OperatorError, PeerProtocolError, S
 from agent.core.files import store_atomically
 from agent.statements.kinds import Seconds
 from agent.statements.release import Release, Version
-from agent.trust.channels import IMAGE_NAME, KEYS_PATH, RECORD_NAME, Channel, VersionText, delta_name, release_path
+from agent.trust.channels import IMAGE_NAME, RECORD_NAME, Channel, VersionText, delta_name, release_path
 from agent.trust.fetcher import BoundedFetcher
 from agent.update.box import Box, load_box, load_root
 from agent.update.channel import check_named, check_release, choose
 from agent.update.delta import Base, apply_delta
 from agent.update.download import Downloads, Progress, Wait, check_room, kept_on_disk, whole_or_none
 from agent.update.incoming import Incoming, other_image
-from agent.update.keys import MAX_CHAIN_BYTES, follow_keys
 from agent.update.release import MAX_RECORD_BYTES, verify_release
 from agent.update.repository import ReleaseRepository
 from agent.update.window import Window
@@ -195,9 +194,6 @@ class Updater:
         self._folder.incoming.forget_up_to(self._box.running.version)
         with noted(self._folder):
             self._repository.refresh()
-            if self._repository.target(KEYS_PATH) is not None:
-                chain = self._repository.small_file(KEYS_PATH, MAX_CHAIN_BYTES)
-                self._box = with_newest_keys(self._folder, self._box, chain)
             offered = self._repository.channel(channel)
             chosen = choose(offered, self._box.audience, self._box.running, self._folder.load_pin())
             checked_s = int(self._clock.now().timestamp())
@@ -330,26 +326,6 @@ def opened_updater(config: AgentConfig, clock: Clock, *, wait: Wait, progress: P
             yield Updater(folder, repository, box, clock, wait=wait, progress=progress)
     finally:
         fetcher.close()
-
-
-def with_newest_keys(folder: UpdateFolder, box: Box, chain: bytes) -> Box:
-    """The box with the newest list of who may sign releases, which the slot tool is asked to follow to, too.
-
-    Args:
-        folder: The updater's.
-        box: With the list that counts now.
-        chain: keys.json, as it came.
-
-    Raises:
-        PeerProtocolError: It does not follow from the list that counts.
-        HardwareError: The disk does not take it.
-    """
-    keys = follow_keys(chain, box.keys)
-    if keys.version == box.keys.version:
-        return box
-    folder.incoming.hand_keys(chain, box.running.version)
-    log.info("release_keys_followed", version=keys.version)
-    return replace(box, keys=keys)
 
 
 def check_not_on_trial(box: Box) -> None:

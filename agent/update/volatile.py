@@ -15,7 +15,6 @@ WATCH_FILE: Final = "watch.json"
 MEASURED_FILE: Final = "measured"
 STATUS_FILE: Final = "status.json"
 ANSWER_FILE: Final = "answer.json"
-KEYS_FILE: Final = "release-keys.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +68,6 @@ class Volatile:
     def publish(self, status: dict[str, object]) -> None:
         """Leave for the agent, the updater and people what `seh-slot status` says."""
         self._store(STATUS_FILE, status)
-
-    def publish_keys(self, keys: bytes) -> None:
-        """Leave for the agent and the updater the list of who may sign releases that counts here."""
-        store_atomically(self.directory / KEYS_FILE, keys + b"\n")
 
     def answer(self, answer: dict[str, object]) -> None:
         """Leave for the updater what became of what it asked."""

@@ -14,8 +14,7 @@ from pathlib import Path
 root, output = Path(sys.argv[1]), Path(sys.argv[2])
 modules = [
     *("agent", "agent.core", "agent.core.errors", "agent.core.files", "agent.statements", "agent.statements.release"),
-    *("agent.update", "agent.update.floor", "agent.update.handover", "agent.update.installer", "agent.update.keys"),
-    *("agent.statements.release_keys", "agent.update.programs", "agent.update.trusted"),
+    *("agent.update", "agent.update.floor", "agent.update.handover", "agent.update.installer", "agent.update.programs"),
     *("agent.update.release", "agent.update.slots", "agent.update.state", "agent.update.store", "agent.update.tool"),
     *("agent.update.trial", "agent.update.volatile", "agent.update.window"),
 ]

@@ -38,14 +38,10 @@ Edit = Callable[[Targets], None]
 class PendingChange:
     """A change to one offline role, signed by some or all that must.
 
-    Where it gives another role new keys, that role's next version goes with it, signed under them: a repository in
-    which the two do not fit is never published.
-
     Args:
         role: Which.
         before: Metadata that says who must sign: the root before for a root, else the delegating role's.
-        change: What is to be published; its one root or its metadata of `role` is what is being signed, and beside it
-            that of the roles to which `role` delegates anew.
+        change: What is to be published; its one root or its metadata of `role` is what is being signed.
     """
 
     role: str
@@ -54,7 +50,7 @@ class PendingChange:
 
     @property
     def data(self) -> bytes:
-        """The metadata that is being signed; of the role that gives the change its name."""
+        """The metadata that is being signed."""
         return self.change.roots[-1] if self.role == Root.type else self.change.roles[self.role]
 
     @property
@@ -78,27 +74,16 @@ class PendingChange:
         return {keyid: key for result in self._results() for keyid, key in result.unsigned.items()}
 
     @property
-    def parts(self) -> Mapping[str, bytes]:
-        """All metadata that is being signed, by role; that of `role` first."""
-        return {self.role: self.data, **self.change.roles}
-
-    @property
     def broken(self) -> frozenset[str]:
         """Ids of keys that signed something else than what stands here now."""
-        return frozenset(
-            keyid for role, data in self.parts.items() for keyid in _signatures(data) & self._unsigned(role)
-        )
+        return frozenset(Metadata[Targets].from_bytes(self.data).signatures) & frozenset(self.unsigned)
 
     def signed_by(self, signers: Iterable[Signer]) -> PendingChange:
-        """The same with more signatures: of each key on what it has to sign."""
-        signed, known = dict(self.parts), tuple(signers)
-        for role, data in self.parts.items():
-            asked = [signer for signer in known if signer.public_key.keyid in self._unsigned(role)]
-            signed[role] = sign(Metadata[Targets].from_bytes(data), asked).to_bytes()
-        if self.role != Root.type:
-            return replace(self, change=replace(self.change, roles=signed))
-        roots = (signed.pop(Root.type),)
-        return replace(self, change=replace(self.change, roots=roots, roles=signed))
+        """The same with more signatures."""
+        data = sign(Metadata[Targets].from_bytes(self.data), signers).to_bytes()
+        if self.role == Root.type:
+            return replace(self, change=replace(self.change, roots=(data,)))
+        return replace(self, change=replace(self.change, roles={**self.change.roles, self.role: data}))
 
     def encode(self) -> bytes:
         """CBOR; the inverse of `parse_pending`."""
@@ -113,26 +98,19 @@ class PendingChange:
         return cbor2.dumps(fields, canonical=True)
 
     def _results(self) -> list[VerificationResult]:
-        return [result for role in self.parts for result in self._results_of(role)]
-
-    def _unsigned(self, role: str) -> frozenset[str]:
-        return frozenset(keyid for result in self._results_of(role) for keyid in result.unsigned)
-
-    def _results_of(self, role: str) -> list[VerificationResult]:
         with translated():
-            metadata = Metadata[Targets].from_bytes(self.parts[role])
+            metadata = Metadata[Targets].from_bytes(self.data)
+            delegators: list[Root | Targets] = []
+            if self.role in {Root.type, Targets.type}:
+                delegators.append(Metadata[Root].from_bytes(self.before).signed)
+            else:
+                delegators.append(Metadata[Targets].from_bytes(self.before).signed)
+            if self.role == Root.type:
+                delegators.append(Metadata[Root].from_bytes(self.data).signed)
             return [
-                delegator.get_verification_result(role, metadata.signed_bytes, metadata.signatures)
-                for delegator in self._delegators(role)
+                delegator.get_verification_result(self.role, metadata.signed_bytes, metadata.signatures)
+                for delegator in delegators
             ]
-
-    def _delegators(self, role: str) -> list[Root | Targets]:
-        """Who says which keys must sign the part: more than one for a root."""
-        if role != self.role:
-            return [_delegator(self.data)]
-        if role == Root.type:
-            return [Metadata[Root].from_bytes(data).signed for data in (self.before, self.data)]
-        return [_delegator(self.before)]
 
 
 def parse_pending(data: bytes) -> PendingChange:
@@ -209,7 +187,7 @@ class Ceremony:
         """
         self._check_none_pending(role)
         state = self._publisher.resume()
-        metadata = self._renewed(state, role)
+        metadata = next_version(_required(state, role), role=role, now=self._clock.now())
         edit(metadata.signed)
         above = state.roots[-1] if role == Targets.type else _required(state, Targets.type)
         return PendingChange(role, above, Change(roles={role: metadata.to_bytes()}, targets=targets or {}))
@@ -223,8 +201,7 @@ class Ceremony:
         Raises:
             OperatorError, SecureHealthError: As `change` says.
         """
-        for role in (Root.type, *keys):
-            self._check_none_pending(role)
+        self._check_none_pending(Root.type)
         state = self._publisher.resume()
         metadata = Metadata[Root].from_bytes(state.roots[-1])
         metadata.signatures.clear()
@@ -237,36 +214,7 @@ class Ceremony:
             for key in owners.keys:
                 root.add_key(key, role)
             root.roles[role].threshold = owners.threshold
-        roles = {Targets.type: self._renewed(state, Targets.type).to_bytes()} if Targets.type in keys else {}
-        return self.complete(PendingChange(Root.type, state.roots[-1], Change((metadata.to_bytes(),), roles)))
-
-    def rotate_delegate(
-        self, role: str, keys: RoleKeys, edit: Edit, *, targets: Mapping[str, bytes] | None = None
-    ) -> PendingChange:
-        """Give a role below the top-level targets other keys; its next version, under them, goes with it.
-
-        Args:
-            role: Which.
-            keys: All that it is to have.
-            edit: What changes in the role itself.
-            targets: Contents of the files that it lists anew.
-
-        Raises:
-            OperatorError, SecureHealthError: As `change` says.
-        """
-        for name in (Targets.type, role):
-            self._check_none_pending(name)
-        state = self._publisher.resume()
-        above, below = self._renewed(state, Targets.type), self._renewed(state, role)
-        delegated = _delegations(above.signed)[role]
-        for keyid in list(delegated.keyids):
-            above.signed.revoke_key(keyid, role)
-        for key in keys.keys:
-            above.signed.add_key(key, role)
-        delegated.threshold = keys.threshold
-        edit(below.signed)
-        roles = {Targets.type: above.to_bytes(), role: below.to_bytes()}
-        return self.complete(PendingChange(Targets.type, state.roots[-1], Change(roles=roles, targets=targets or {})))
+        return self.complete(PendingChange(Root.type, state.roots[-1], Change(roots=(metadata.to_bytes(),))))
 
     def complete(self, pending: PendingChange) -> PendingChange:
         """Add the signatures of the keys that are here; publish the change if it is complete, else keep it.
@@ -293,9 +241,6 @@ class Ceremony:
         self._keep(pending)
         return pending
 
-    def _renewed(self, state: RepositoryState, role: str) -> Metadata[Targets]:
-        return next_version(_required(state, role), role=role, now=self._clock.now())
-
     def _keep(self, pending: PendingChange) -> None:
         place = self.pending_file(pending)
         with storing():
@@ -307,8 +252,7 @@ class Ceremony:
         return self._layout.pending / f"{pending.role}-{pending.version}.cbor"
 
     def _check_none_pending(self, role: str) -> None:
-        files = sorted(self._layout.pending.glob("*.cbor"))
-        waiting = [path for path in files if path.match(f"{role}-*.cbor") or role in load_pending(path).parts]
+        waiting = sorted(self._layout.pending.glob(f"{role}-*.cbor"))
         if waiting:
             raise OperatorError(
                 "authority.already_pending",
@@ -440,15 +384,6 @@ def unlist_below(start: str) -> Edit:
             del role.targets[path]
 
     return edit
-
-
-def _delegator(data: bytes) -> Root | Targets:
-    signed: Root | Targets = Metadata.from_bytes(data).signed
-    return signed
-
-
-def _signatures(data: bytes) -> frozenset[str]:
-    return frozenset(Metadata[Targets].from_bytes(data).signatures)
 
 
 def _delegations(sites: Targets) -> dict[str, DelegatedRole]:

@@ -114,19 +114,15 @@ def tell_outcome(authority: Authority, pending: PendingChange, done: str) -> Non
 
 def describe_change(pending: PendingChange) -> list[str]:
     """What somebody who is asked to sign should read, a line each."""
-    return [line for role, data in pending.parts.items() for line in _describe_part(role, data)]
-
-
-def _describe_part(role_name: str, data: bytes) -> list[str]:
-    lines = [f"{role_name}, version {Metadata[Targets].from_bytes(data).signed.version}"]
-    if role_name == Root.type:
-        root = Metadata[Root].from_bytes(data).signed
+    lines = [f"{pending.role}, version {pending.version}"]
+    if pending.role == Root.type:
+        root = Metadata[Root].from_bytes(pending.data).signed
         lines.append(f"  counts until {root.expires:%Y-%m-%d}")
         for name, owners in root.roles.items():
             lines.append(f"  {name}: {owners.threshold} of {len(owners.keyids)} keys must sign")
             lines += [f"    key {fingerprint(root.get_key(keyid))}" for keyid in owners.keyids]
         return lines
-    signed = Metadata[Targets].from_bytes(data).signed
+    signed = Metadata[Targets].from_bytes(pending.data).signed
     lines.append(f"  counts until {signed.expires:%Y-%m-%d}")
     lines += [f"  lists {path}, SHA-256 {target.hashes.get('sha256')}" for path, target in signed.targets.items()]
     delegations = signed.delegations

@@ -8,7 +8,6 @@ from typing import Annotated, Final
 
 import typer
 from pydantic import ValidationError
-from securesystemslib.signer import SSlibKey
 from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
 
 from agent.core.clock import SystemClock
@@ -17,25 +16,20 @@ from agent.core.ids import check_identifier
 from agent.core.terminal import render_columns
 from agent.core.validation import explain_invalid
 from agent.statements.release import Release, Version
-from agent.statements.roots import key_id
 from agent.trust.channels import EVERY_SITE, IMAGE_NAME, Offer
-from agent.trust.records import parse_public_pem
 from agent.trust.snapshot import Environment
 from provisioning.authority.ceremony import PendingChange, add_signatures, load_pending, unchanged
 from provisioning.authority.keyring import Keyring
 from provisioning.authority.layout import AuthorityLayout
-from provisioning.authority.roles import MAKER, RoleKeys
-from provisioning.authority.signers import elliptic_key, listed_key, open_signer
+from provisioning.authority.roles import MAKER
 from provisioning.cli.ceremony import KeysOption, describe_change, from_here
 from provisioning.cli.files import read_file
 from provisioning.cli.secrets import PassphraseFile, ask, interactive
-from provisioning.releases import rotation
-from provisioning.releases.founding import KEYS_FILE, ONLINE, ROOT_FILE, ReleaseFounding, ReleasePlan, load_plan
+from provisioning.releases.founding import KEYS_FILE, ROOT_FILE, ReleaseFounding, ReleasePlan
 from provisioning.releases.maker import Maker, opened_maker, read_only_maker
 from provisioning.releases.parts import load_parts
 from provisioning.releases.provenance import PROVENANCE_FILE
-from provisioning.releases.record import parse_key_list_record, parse_record
-from provisioning.releases.rotation import ROTATED, next_keys
+from provisioning.releases.record import parse_record
 from provisioning.releases.sbom import SBOM_FILE
 from provisioning.releases.stick import write_release
 
@@ -45,7 +39,6 @@ DirectoryOption = Annotated[Path, typer.Option("--directory", "-d", help="The ma
 VersionArgument = Annotated[str, typer.Argument(help="The release: X.Y.Z")]
 ChannelOption = Annotated[str, typer.Option(help="The channel.")]
 _PENDING: Final = ".cbor"
-_LIST_START: Final = "release-keys-"
 _RENEWED: Final = (Root.type, Targets.type, *MAKER.delegated)
 
 
@@ -149,9 +142,6 @@ def sign(
     uris = [from_here(uri) for uri in key or ()]
     if file.suffix == _PENDING:
         _sign_change(load_pending(file), directory, uris, passphrase_file, yes=yes)
-        return
-    if file.name.startswith(_LIST_START):
-        _sign_list(file, directory, uris, passphrase_file, yes=yes)
         return
     record = parse_record(read_file(file))
     for line in _described(record.release):
@@ -264,48 +254,6 @@ def renew(
 
 
 @app.command()
-def rotate(
-    role: Annotated[str, typer.Argument(help=f"One of: {', '.join(ROTATED)}")],
-    *,
-    directory: DirectoryOption,
-    drop: Annotated[
-        list[str] | None, typer.Option(help="Key id, or its beginning, of a key that counts no more.")
-    ] = None,
-    new_key: Annotated[list[str] | None, typer.Option(help="URI of a key that counts from now on.")] = None,
-    new_public_key: Annotated[
-        list[Path] | None, typer.Option(help="The same by its public half, PEM, where the key is elsewhere.")
-    ] = None,
-    threshold: Annotated[int | None, typer.Option(min=1, help="How many must sign; as before if left out.")] = None,
-    key: KeysOption = None,
-    passphrase_file: PassphraseFile = None,
-) -> None:
-    """Replace or revoke a role's keys. Call it again after a failure."""
-    new, secrets = _here(new_key), interactive(passphrase_file)
-    layout = AuthorityLayout(directory)
-    opened = {uri: open_signer(uri, secrets, base=directory) for uri in new}
-    public = [
-        *(listed_key(elliptic_key(one.public_key)) for one in opened.values()),
-        *map(_public, new_public_key or ()),
-    ]
-    environment = load_plan(layout).environment
-    before = read_only_maker(directory, secrets, SystemClock())
-    before.settle()  # what a call that was cut short published
-    keys = next_keys(before, role, drop=drop or (), new=public, threshold=threshold, environment=environment)
-    for uri, signer in opened.items():
-        before.keyring.remember(signer, uri)
-    root = _root_with(before, keys) if role == ONLINE else None
-    with opened_maker(directory, secrets, SystemClock(), [*_here(key), *new], root=root) as maker:
-        found = rotation.rotate(maker, role, keys)
-        if found.waiting is not None:
-            typer.echo(f"{found.missing} more of those who may sign releases now must sign who may from now on:")
-            typer.echo(f"seh-provision release sign {found.waiting} --directory {directory} --key URI")
-            typer.echo("Then call this command again, with the same options.")
-        if found.pending is not None:
-            _tell(maker, found.pending, f"{role} is signed by {keys.threshold} of {len(keys.keys)} keys from now on.")
-        _tell_withdrawn(maker, found.withdrawn)
-
-
-@app.command()
 def status(directory: DirectoryOption) -> None:
     """What is published, what is offered to whom, what waits, and what runs out when."""
     maker = read_only_maker(directory, ask, SystemClock())
@@ -319,10 +267,6 @@ def status(directory: DirectoryOption) -> None:
             f"Release {record.release.version} is built: {len(record.signers(keys))} of {threshold} signatures; not "
             "published."
         )
-    typer.echo("\n" + render_columns(("role", "must sign", "key"), _key_rows(maker)))
-    for path in sorted(maker.layout.pending.glob(f"{_LIST_START}*.json")):
-        signed = len(parse_key_list_record(path.read_bytes()).signers(keys))
-        typer.echo(f"A list of who may sign releases waits in {path}: {signed} of {threshold} signatures.")
     for path in sorted(maker.layout.pending.glob(f"*{_PENDING}")):
         pending = load_pending(path)
         typer.echo(f"{pending.role}, version {pending.version}, waits for {pending.missing} signature(s) in {path}.")
@@ -337,7 +281,7 @@ def stick(
     """Put a published release onto a stick, for boxes that reach no repository."""
     maker = read_only_maker(directory, ask, SystemClock())
     wanted = Version.parse(version)
-    write_release(place, maker.stick_files(wanted), confirm=typer.confirm)
+    write_release(place, maker.record(wanted), maker.image(wanted), confirm=typer.confirm)
     typer.echo(f"{place} holds release {version}. A stick must be labelled SEH-UPDATE; a box that runs it says so.")
 
 
@@ -347,8 +291,7 @@ def _sign_change(
     for line in describe_change(pending):
         typer.echo(line)
     _agree(yes=yes)
-    root = pending.data if pending.role == Root.type else None
-    with opened_maker(directory, interactive(passphrase_file), SystemClock(), uris, root=root) as maker:
+    with opened_maker(directory, interactive(passphrase_file), SystemClock(), uris) as maker:
         before = len(pending.unsigned)
         pending = maker.ceremony.complete(add_signatures(pending, maker.keyring))
         if not pending.is_complete and len(pending.unsigned) == before:
@@ -358,51 +301,6 @@ def _sign_change(
                 next_step="Name another key with --key.",
             )
         _tell(maker, pending, "Published.")
-
-
-def _sign_list(file: Path, directory: Path, uris: Sequence[str], passphrase_file: Path | None, *, yes: bool) -> None:
-    record = parse_key_list_record(read_file(file))
-    named = record.keys
-    typer.echo(f"Who may sign releases, list {named.version}: {named.threshold} of {len(named.keys)} keys must sign")
-    for name, owner in named.keys.items():
-        typer.echo(f"  key {key_id(owner)} ({name})")
-    _agree(yes=yes)
-    maker = _signing_maker(directory, uris, passphrase_file)
-    signed = maker.sign(record, uris)
-    file.write_bytes(signed.encode())
-    keys, threshold = maker.release_keys()
-    missing = threshold - len(signed.signers(keys))
-    typer.echo("Signed. " + ("Call `seh-provision release rotate` again." if missing <= 0 else f"{missing} more must."))
-
-
-def _tell_withdrawn(maker: Maker, versions: Sequence[Version]) -> None:
-    """Say which releases have to be signed again, and who looks for them meanwhile."""
-    for version in versions:
-        record = maker.draft(version).record_file
-        channels = [name for name, channel in maker.channels().items() if channel.offer(str(version)) is not None]
-        typer.echo(f"Release {version} is listed no more: too few of the keys that count signed it. To offer it again:")
-        typer.echo(f"  seh-provision release sign {record} --directory {maker.layout.path} --key URI")
-        typer.echo(f"  seh-provision release publish {version} --directory {maker.layout.path}")
-        if channels:
-            typer.echo(f"  Boxes that take it from {', '.join(channels)} say [update.not_listed] until then.")
-
-
-def _root_with(maker: Maker, online: RoleKeys) -> bytes:
-    """Root metadata as it is to be, so that the online key that it names signs already."""
-    metadata = Metadata[Root].from_bytes(maker.publisher.load().roots[-1])
-    metadata.signed.roles[Timestamp.type].keyids = [key.keyid for key in online.keys]
-    return metadata.to_bytes()
-
-
-def _public(path: Path) -> SSlibKey:
-    try:
-        return listed_key(parse_public_pem(path.read_text(encoding="ascii")))
-    except (OSError, ValueError) as error:
-        raise OperatorError(
-            "release.bad_public_key",
-            f"{path} cannot be used as a public key: {error}.",
-            next_step="Name a PEM file with a public key on P-256; `seh-provision key show` prints one.",
-        ) from error
 
 
 def _signing_maker(directory: Path, uris: Sequence[str], passphrase_file: Path | None) -> Maker:
@@ -420,7 +318,6 @@ def _described(release: Release) -> Iterable[str]:
 
 def _tell(maker: Maker, pending: PendingChange, done: str) -> bool:
     if pending.is_complete:
-        maker.settle()
         typer.echo(done)
         return True
     path = maker.ceremony.pending_file(pending)
@@ -445,13 +342,6 @@ def _offer_rows(maker: Maker) -> Iterator[tuple[str, ...]]:
         for offer in channel.releases:
             share = "halted" if offer.halted else f"{offer.percentage} %"
             yield name, offer.version, share, "all" if EVERY_SITE in offer.sites else ", ".join(offer.sites)
-
-
-def _key_rows(maker: Maker) -> Iterator[tuple[str, ...]]:
-    for role in ROTATED:
-        owners = maker.role_keys(role)
-        for owner in owners.keys:
-            yield role, f"{owners.threshold} of {len(owners.keys)}", owner.keyid
 
 
 def _expiry_rows(maker: Maker) -> Iterator[tuple[str, ...]]:

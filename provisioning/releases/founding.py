@@ -14,7 +14,7 @@ from agent.core.clock import Clock
 from agent.core.errors import OperatorError
 from agent.core.files import store_atomically
 from agent.core.validation import explain_invalid
-from agent.trust.channels import CHANNELS_ROLE, KEYS_PATH
+from agent.trust.channels import CHANNELS_ROLE
 from agent.trust.delegations import RELEASES
 from agent.trust.snapshot import Environment
 from provisioning.authority.consortium import MIN_PASSPHRASE_CHARACTERS, Step, take_missing
@@ -22,7 +22,7 @@ from provisioning.authority.keyring import Keyring
 from provisioning.authority.layout import AuthorityLayout
 from provisioning.authority.online import LocalOnlineSigner
 from provisioning.authority.publisher import Publisher
-from provisioning.authority.repository import Change, RepositoryFiles, RepositoryState, make_directory, storing
+from provisioning.authority.repository import Change, RepositoryFiles, make_directory
 from provisioning.authority.roles import MAKER, RoleKeys, new_role, new_root, new_targets, sign
 from provisioning.authority.signers import FILE_SCHEME, Secrets, create_file_key, elliptic_key, listed_key
 
@@ -176,34 +176,13 @@ class ReleaseFounding:
         Publisher(self._layout, online, self._clock, MAKER).publish(Change(roots=root, roles=roles))
 
     def _write_package_files(self) -> None:
-        write_package_files(self._layout)
-
-
-def write_package_files(layout: AuthorityLayout) -> None:
-    """Write what the package ships as the repository says it now: its newest root, and who may sign releases.
-
-    Raises:
-        HardwareError: The disk does not take it.
-    """
-    files = RepositoryFiles(layout.repository)
-    state = files.load()
-    targets = Metadata[Targets].from_bytes(state.roles[Targets.type]).signed
-    role = targets.get_delegated_role(RELEASES)
-    keys = {keyid: targets.get_key(keyid).keyval["public"] for keyid in role.keyids}
-    version = 1 + len(load_chain(files, state))
-    fields = {"version": version, "threshold": role.threshold, "keys": keys}
-    with storing():
-        store_atomically(layout.path / ROOT_FILE, state.roots[-1])
-        store_atomically(layout.path / KEYS_FILE, json.dumps(fields, indent=1).encode() + b"\n")
-
-
-def load_chain(files: RepositoryFiles, state: RepositoryState) -> list[dict[str, object]]:
-    """The published lists of who may sign releases that came after the first, oldest first: envelopes."""
-    listed = Metadata[Targets].from_bytes(state.roles[RELEASES]).signed.targets.get(KEYS_PATH)
-    if listed is None:
-        return []
-    chain: list[dict[str, object]] = json.loads(files.target(KEYS_PATH, listed.hashes["sha256"]))
-    return chain
+        state = self._files.load()
+        targets = Metadata[Targets].from_bytes(state.roles[Targets.type]).signed
+        role = targets.get_delegated_role(RELEASES)
+        keys = {keyid: targets.get_key(keyid).keyval["public"] for keyid in role.keyids}
+        store_atomically(self._layout.path / ROOT_FILE, state.roots[0])
+        fields = {"threshold": role.threshold, "keys": keys}
+        store_atomically(self._layout.path / KEYS_FILE, json.dumps(fields, indent=1).encode() + b"\n")
 
 
 def load_plan(layout: AuthorityLayout) -> ReleasePlan:

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from securesystemslib.signer import Key, Signer
-from tuf.api.metadata import Metadata, Root, TargetFile, Targets, Timestamp
+from tuf.api.metadata import Metadata, TargetFile, Targets
 
 from agent.core.clock import Clock
 from agent.core.errors import OperatorError
@@ -20,8 +20,6 @@ from agent.statements.release import Release, Version
 from agent.trust.channels import (
     CHANNELS_ROLE,
     IMAGE_NAME,
-    KEYS_NAME,
-    KEYS_PATH,
     RECORD_NAME,
     RELEASES_ROLE,
     Channel,
@@ -37,18 +35,17 @@ from provisioning.authority.layout import AuthorityLayout
 from provisioning.authority.online import LocalOnlineSigner
 from provisioning.authority.publisher import Publisher
 from provisioning.authority.repository import RepositoryFiles, hashed_name, make_directory, storing
-from provisioning.authority.roles import MAKER, RoleKeys
-from provisioning.authority.signers import Secrets, elliptic_key, listed_key
+from provisioning.authority.roles import MAKER
+from provisioning.authority.signers import Secrets
 from provisioning.releases.delta import make_delta
-from provisioning.releases.founding import ONLINE, ReleasePlan, load_chain, load_plan, write_package_files
+from provisioning.releases.founding import ONLINE, load_plan
 from provisioning.releases.image import measure_image
 from provisioning.releases.parts import Part
 from provisioning.releases.provenance import PROVENANCE_FILE, provenance, sign_provenance
-from provisioning.releases.record import KeyList, ReleaseRecord, parse_record
+from provisioning.releases.record import ReleaseRecord, parse_record
 from provisioning.releases.sbom import SBOM_FILE, bill_of_materials
 
 _PARTIAL: Final = ".partial"
-SignedT = TypeVar("SignedT", ReleaseRecord, KeyList)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,57 +127,6 @@ class Maker:
         role = targets.get_delegated_role(RELEASES_ROLE)
         return {keyid: targets.get_key(keyid) for keyid in role.keyids}, role.threshold
 
-    def role_keys(self, role: str) -> RoleKeys:
-        """Who signs a role now.
-
-        Args:
-            role: `root`, `releases`, `channels` or `online`.
-        """
-        delegator: Root | Targets = self._role(Targets.type)
-        if role in {Root.type, ONLINE}:
-            delegator = Metadata[Root].from_bytes(self.publisher.load().roots[-1]).signed
-        owners = delegator.get_delegated_role(Timestamp.type if role == ONLINE else role)
-        keys = tuple(listed_key(elliptic_key(delegator.get_key(keyid))) for keyid in owners.keyids)
-        return RoleKeys(keys, owners.threshold)
-
-    def key_lists(self) -> list[dict[str, object]]:
-        """The published lists of who may sign releases that came after the first, oldest first: envelopes."""
-        return load_chain(self.publisher.files, self.publisher.load())
-
-    def unsigned_under(self, keys: RoleKeys) -> list[Version]:
-        """Published releases that too few of these keys signed, oldest first."""
-        known = {key.keyid: key for key in keys.keys}
-        records = {version: parse_record(self.record(version).read_bytes()) for version in self.releases()}
-        return [version for version, record in records.items() if len(record.signers(known)) < keys.threshold]
-
-    def withdraw(self, version: Version, keys: RoleKeys) -> Draft:
-        """Copy a published release back to the drafts, with the signatures of these keys alone.
-
-        Raises:
-            HardwareError: The disk does not take it.
-        """
-        draft = self.draft(version)
-        with storing():
-            make_directory(draft.path)
-            for name in self.lengths(version):
-                if not (draft.path / name).exists():
-                    _copy(self._file(version, name), draft.path / name)
-        draft.store(draft.load().without_others(key.keyid for key in keys.keys))
-        return draft
-
-    def settle(self) -> None:
-        """Bring what lies beside the repository up to what it says: the package's files, and lists that waited.
-
-        Raises:
-            HardwareError: The disk does not take it.
-        """
-        write_package_files(self.layout)
-        published = 1 + len(self.key_lists())
-        with storing():
-            for path in self.layout.pending.glob("release-keys-*.json"):
-                if int(path.stem.rpartition("-")[2]) <= published:
-                    path.unlink()
-
     def releases(self) -> dict[Version, Release]:
         """What is published, oldest first."""
         listed = self._role(RELEASES_ROLE).targets
@@ -214,18 +160,6 @@ class Maker:
         """
         return self._file(version, RECORD_NAME)
 
-    def stick_files(self, version: Version) -> dict[str, Path]:
-        """What goes onto a stick, by name there: a published release, and the lists of who may sign such.
-
-        Raises:
-            OperatorError: It is not published (`release.not_published`).
-        """
-        files = {IMAGE_NAME: self.image(version), RECORD_NAME: self.record(version)}
-        lists = self._role(RELEASES_ROLE).targets.get(KEYS_PATH)
-        if lists is not None:
-            files[KEYS_NAME] = self.publisher.files.path / hashed_name(lists.path, lists.hashes["sha256"])
-        return files
-
     def build(
         self, version: Version, image: Path, *, epoch: int | None, commit: str, bases: Mapping[Version, Path]
     ) -> Draft:
@@ -250,9 +184,7 @@ class Maker:
                 next_step="Give it a higher version.",
             )
         measured = measure_image(image)
-        # Also of those that wait to be signed again: boxes that had them take no lower one.
-        drafts = [one for each in self.drafts() if (one := each.load().release).version < version]
-        least = max((release.epoch for release in (*published.values(), *drafts)), default=0)
+        least = published[newest].epoch if newest is not None else 0
         draft = self.draft(version)
         release = Release(
             version,
@@ -279,8 +211,8 @@ class Maker:
         self._fill(draft, release, image, bases)
         return draft
 
-    def sign(self, record: SignedT, uris: Sequence[str]) -> SignedT:
-        """Add signatures to a record, or to a list of who may sign from now on.
+    def sign(self, record: ReleaseRecord, uris: Sequence[str]) -> ReleaseRecord:
+        """Add signatures to a record.
 
         Args:
             record: As it is.
@@ -439,9 +371,7 @@ class Maker:
 
 
 @contextmanager
-def opened_maker(
-    directory: Path, secrets: Secrets, clock: Clock, keys: Sequence[str] = (), *, root: bytes | None = None
-) -> Iterator[Maker]:
+def opened_maker(directory: Path, secrets: Secrets, clock: Clock, keys: Sequence[str] = ()) -> Iterator[Maker]:
     """Open the repository in a directory.
 
     Args:
@@ -449,7 +379,6 @@ def opened_maker(
         secrets: Asked for passphrases and PINs.
         clock: For times.
         keys: URIs of further keys.
-        root: Root metadata that says which online key signs, where that is about to change; the newest else.
 
     Raises:
         OperatorError: There is none, or the online key cannot be opened.
@@ -457,25 +386,8 @@ def opened_maker(
     layout = AuthorityLayout(directory)
     plan = load_plan(layout)
     keyring = Keyring(layout, secrets, keys)
-    online = [LocalOnlineSigner(signer) for signer in _online_signers(layout, plan, keyring, root)]
+    online = [LocalOnlineSigner(keyring.open(uri)) for uri in plan.uris(ONLINE)]
     yield Maker(layout, keyring, Publisher(layout, online, clock, MAKER), clock)
-
-
-def _online_signers(layout: AuthorityLayout, plan: ReleasePlan, keyring: Keyring, root: bytes | None) -> list[Signer]:
-    roots = RepositoryFiles(layout.repository).load().roots
-    newest = root or (roots[-1] if roots else None)
-    if newest is None:
-        return [keyring.open(uri) for uri in plan.uris(ONLINE)]
-    wanted = Metadata[Root].from_bytes(newest).signed.roles[Timestamp.type].keyids
-    # Opened again where it is not found: its own error says why it cannot be.
-    found = keyring.signers(wanted) or [keyring.open(uri) for uri in plan.uris(ONLINE)]
-    if not any(signer.public_key.keyid in wanted for signer in found):
-        raise OperatorError(
-            "release.no_online_key",
-            "The online key of this repository is not here: it was replaced.",
-            next_step="Name the key that took its place with --key.",
-        )
-    return found
 
 
 def read_only_maker(directory: Path, secrets: Secrets, clock: Clock) -> Maker:

@@ -1,7 +1,5 @@
 """A release on a stick, for boxes that reach no repository: `release.json` and `app.raw` on a FAT volume SEH-UPDATE.
 
-Beside them `keys.json`, the lists of who may sign releases, where somebody was ever replaced.
-
 Volume and files are written by dosfstools and mtools, without mounting anything.
 """
 
@@ -10,12 +8,12 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from agent.core.errors import HardwareError, OperatorError
-from agent.trust.channels import UPDATE_LABEL
+from agent.trust.channels import IMAGE_NAME, RECORD_NAME, UPDATE_LABEL
 from provisioning.authority.repository import storing
 from provisioning.tokens.usb import describe_stick
 
@@ -26,13 +24,14 @@ _PATH: Final = "/usr/sbin:/sbin:/usr/bin:/bin"
 Confirm = Callable[[str], bool]
 
 
-def write_release(place: Path, files: Mapping[str, Path], *, confirm: Confirm, sysfs: Path = Path("/sys")) -> None:
+def write_release(place: Path, record: Path, image: Path, *, confirm: Confirm, sysfs: Path = Path("/sys")) -> None:
     """Put a release where a box can read it.
 
     Args:
         place: A stick's block device, all of which is erased, or a directory: that of a mounted FAT stick, say, which
             has to be labelled SEH-UPDATE.
-        files: What it is to hold, by name.
+        record: The release's signed record.
+        image: Its image.
         confirm: Asks the operator before a stick is erased.
         sysfs: Where the kernel describes devices.
 
@@ -42,11 +41,11 @@ def write_release(place: Path, files: Mapping[str, Path], *, confirm: Confirm, s
     """
     if place.is_dir():
         with storing():
-            for name, source in files.items():
+            for source, name in ((image, IMAGE_NAME), (record, RECORD_NAME)):
                 shutil.copyfile(source, place / name)
             os.sync()
     elif place.is_block_device():
-        _write_device(place, files, confirm, sysfs)
+        _write_device(place, record, image, confirm, sysfs)
     else:
         raise OperatorError(
             "release.no_stick",
@@ -55,7 +54,7 @@ def write_release(place: Path, files: Mapping[str, Path], *, confirm: Confirm, s
         )
 
 
-def make_volume(place: Path, files: Mapping[str, Path]) -> None:
+def make_volume(place: Path, record: Path, image: Path) -> None:
     """Make the volume on a device or in an image file.
 
     Raises:
@@ -64,13 +63,13 @@ def make_volume(place: Path, files: Mapping[str, Path]) -> None:
     """
     # One file system over the whole stick: a box reads it with or without a partition table.
     _run("mkfs.fat", "-I", "-F", "32", "-n", UPDATE_LABEL, str(place))
-    for name, source in files.items():
+    for source, name in ((image, IMAGE_NAME), (record, RECORD_NAME)):
         _run("mcopy", "-i", str(place), str(source), f"::{name}")
 
 
-def _write_device(place: Path, files: Mapping[str, Path], confirm: Confirm, sysfs: Path) -> None:
+def _write_device(place: Path, record: Path, image: Path, confirm: Confirm, sysfs: Path) -> None:
     stick = describe_stick(place.stat().st_rdev, place, sysfs=sysfs)
-    needed = sum(path.stat().st_size for path in files.values()) + _SPARE_BYTES
+    needed = image.stat().st_size + _SPARE_BYTES
     if stick.size_bytes < needed:
         raise OperatorError(
             "release.stick_too_small",
@@ -79,7 +78,7 @@ def _write_device(place: Path, files: Mapping[str, Path], confirm: Confirm, sysf
         )
     if not confirm(f"{place}: {stick.name}, {stick.size_bytes / 1e9:.1f} GB. Everything on it will be erased. Go on?"):
         raise OperatorError("release.declined", f"{place} was left as it is.", next_step="Name the right stick.")
-    make_volume(place, files)
+    make_volume(place, record, image)
     with place.open("rb") as stream:
         os.fsync(stream.fileno())
 

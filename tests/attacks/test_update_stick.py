@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -14,13 +13,11 @@ from securesystemslib.signer import CryptoSigner
 from agent.core.errors import SecureHealthError
 from agent.core.fat import DescriptorDevice
 from agent.statements.release import Release, Version
-from agent.statements.release_keys import ReleaseKeys, parse_release_keys
 from agent.trust.channels import UPDATE_LABEL
 from agent.update.channel import Running
 from agent.update.handover import Handover
 from agent.update.stick import take_from_stick
 from tests.simulators.release_repository import make_delta, new_image, release_of, signed_record
-from tests.simulators.releases import signed_list
 from tests.simulators.repository import new_signer
 from tests.simulators.stick import make_stick
 from tests.simulators.update_scene import NEW, NEW_IMAGE, OLD, OLD_IMAGE, WINDOW, UpdateScene, update_scene
@@ -125,50 +122,3 @@ def test_a_stick_without_a_record(scene: UpdateScene, stick: Callable[..., Path]
 def test_a_stick_while_a_release_is_on_trial(scene: UpdateScene, stick: Callable[..., Path]) -> None:
     scene.box = replace(scene.box, on_trial=True)
     assert refused(scene, stick()) == "update.on_trial"
-
-
-def test_a_revoked_key_on_a_stick(scene: UpdateScene, stick: Callable[..., Path]) -> None:
-    first = scene.maker.signers["releases"]
-    second = [first[0], new_signer()]
-    chain = lists_of((first, list_of(2, second)))
-    path = stick(signers=first[1:], keys_json=chain)
-    with pytest.raises(SecureHealthError) as revoked:
-        take(scene, path)
-    assert revoked.value.code == "update.unsigned_release"
-    # The list counts all the same: the slot tool is asked to follow.
-    assert scene.handed_over() == Handover("keys", OLD)
-    assert (scene.folder.incoming.path / "keys.json").read_bytes() == chain
-    assert take(scene, stick(signers=second, keys_json=chain)).version == Version.parse(NEW)
-    assert scene.handed_over() == Handover("install", NEW, WINDOW)
-
-
-def test_a_revoked_key_on_a_stick_without_the_list(scene: UpdateScene, stick: Callable[..., Path]) -> None:
-    first = scene.maker.signers["releases"]
-    scene.box = replace(scene.box, keys=list_of(2, [first[0], new_signer()]))
-    assert refused(scene, stick(signers=first[1:])) == "update.unsigned_release"
-
-
-def test_a_stick_with_a_list_that_too_few_signed(scene: UpdateScene, stick: Callable[..., Path]) -> None:
-    first, mallory = scene.maker.signers["releases"], [new_signer(), new_signer()]
-    for signers in (first[:1], mallory):
-        chain = lists_of((signers, list_of(2, mallory)))
-        assert refused(scene, stick(signers=mallory, keys_json=chain)) == "update.unsigned_keys"
-    skipped = lists_of((first, list_of(3, mallory)))
-    assert refused(scene, stick(signers=mallory, keys_json=skipped)) == "update.keys_gap"
-    assert refused(scene, stick(signers=mallory, keys_json=b"{}")) == "update.bad_key_list"
-
-
-def test_a_stick_with_an_older_list(scene: UpdateScene, stick: Callable[..., Path]) -> None:
-    first = scene.maker.signers["releases"]
-    scene.box = replace(scene.box, keys=list_of(3, [first[0], new_signer()]))
-    chain = lists_of((first, list_of(2, first)))
-    assert refused(scene, stick(signers=first, keys_json=chain)) == "update.unsigned_release"
-
-
-def list_of(version: int, signers: Sequence[CryptoSigner]) -> ReleaseKeys:
-    keys = {signer.public_key.keyid: signer.public_key.keyval["public"] for signer in signers}
-    return parse_release_keys(json.dumps({"version": version, "threshold": 2, "keys": keys}).encode())
-
-
-def lists_of(*steps: tuple[Sequence[CryptoSigner], ReleaseKeys]) -> bytes:
-    return json.dumps([signed_list(keys.payload(), signers[:2]) for signers, keys in steps]).encode()

@@ -10,16 +10,13 @@ from agent.core.clock import SystemClock
 from agent.core.config import load_config
 from agent.core.errors import SecureHealthError
 from agent.statements.release import Version
-from agent.statements.release_keys import ReleaseKeys, parse_release_keys
-from agent.update.box import load_box, load_keys
 from agent.update.handover import parse_handover
 from agent.update.programs import run_program
+from agent.update.release import ReleaseKeys, parse_release_keys
 from agent.update.state import Phase
 from agent.update.stick import read_stick
 from agent.update.updater import opened_updater
-from agent.update.volatile import Volatile
 from agent.update.window import parse_window
-from provisioning.authority.signers import create_file_key
 from tests.simulators.maker import Hands
 from tests.simulators.release_repository import new_image, served_files
 from tests.simulators.releases import Publisher
@@ -117,32 +114,3 @@ def test_by_stick(maker: Hands, box: SlotBox, tmp_path: Path) -> None:
     stick = make_stick(tmp_path / "stick.img", {path.name: path.read_bytes() for path in place.iterdir()})
     with stick.open("rb") as stream, pytest.raises(SecureHealthError, match="not newer"):
         read_stick(stream.fileno(), config)
-
-
-def test_a_key_is_revoked_and_the_box_follows(maker: Hands, box: SlotBox, tmp_path: Path) -> None:
-    """The maker's command, the repository, the updater, the slot tool, and the list that the updater reads then."""
-    first = parse_release_keys((maker.directory / "release-keys.json").read_bytes())
-    (box.root / "release-keys.json").write_bytes((maker.directory / "release-keys.json").read_bytes())
-    box.publisher = Shipped(box.root)
-    create_file_key(tmp_path / "new.pem", None)
-    dropped = min(first.keys)
-    maker.do("rotate", "releases", "--drop", dropped, "--new-key", f"file:{tmp_path}/new.pem")
-    for version in ("1.0.0", "1.1.0"):
-        maker.do("sign", maker.directory / "drafts" / version / "release.json", "--yes")
-        maker.do("publish", version)
-    with served_files(maker.directory / "repository") as server:
-        path = configure(box, maker, server.url)
-        path.write_text(path.read_text().replace(f"{maker.directory}/release-keys", f"{box.root}/release-keys"))
-        config = load_config(path)
-        assert load_keys(config.update).version == 1
-        with opened_updater(config, SystemClock(), wait=lambda _: None, progress=lambda *_: None) as updater:
-            assert updater.run("stable", None, automatic=True) == Version.parse("1.1.0")
-    assert install(box) is Phase.TRIAL
-    # What runs was signed by who counts no more.
-    assert (load_box(config).running.version, box.installer.keys.version) == (Version.parse("1.0.0"), 2)
-    box.commit("1.1.0")
-    after = box.installer
-    Volatile(box.volatile).publish_keys(after.keys.payload())
-    assert (after.keys.version, dropped in after.keys.keys) == (2, False)
-    assert load_keys(config.update) == after.keys
-    assert load_box(config).running.version == Version.parse("1.1.0")

@@ -30,8 +30,8 @@ from tuf.api.metadata import Delegations, TargetFile, Targets
 
 from agent.core.clock import Clock
 from agent.statements.release import PAYLOAD_TYPE, Release, Version, parse_release, pre_authentication_encoding
-from agent.statements.release_keys import ReleaseKeys, parse_release_keys
 from agent.trust.channels import Channel, Offer, channel_path, delta_name, release_path
+from agent.update.release import ReleaseKeys, parse_release_keys
 from agent.update.repository import PATTERNS
 from tests.simulators.repository import PlayedRepository, delegate, new_signer
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections.abc import Sequence
 
@@ -12,7 +11,7 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.signer import CryptoSigner
 
 from agent.statements.release import PAYLOAD_TYPE, Release, Version
-from agent.statements.release_keys import KEYS_PAYLOAD_TYPE, ReleaseKeys, parse_release_keys
+from agent.update.release import ReleaseKeys, parse_release_keys
 
 
 class Publisher:
@@ -21,31 +20,18 @@ class Publisher:
     Args:
         threshold: How many of its keys it takes.
         count: How many it has.
-        signers: Its keys, where it has some already.
-        version: Of its list.
     """
 
-    def __init__(
-        self, threshold: int = 2, count: int = 3, *, signers: Sequence[CryptoSigner] = (), version: int = 1
-    ) -> None:
-        made = [CryptoSigner(ec.generate_private_key(ec.SECP256R1())) for _ in range(0 if signers else count)]
+    def __init__(self, threshold: int = 2, count: int = 3) -> None:
+        keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(count)]
         self.threshold = threshold
-        self.version = version
-        self.signers = [*signers, *made]
-
-    def successor(self, *kept: int, new: int = 1, threshold: int = 2) -> Publisher:
-        """The publisher after others of its keys were revoked; `kept` are the first."""
-        added = [CryptoSigner(ec.generate_private_key(ec.SECP256R1())) for _ in range(new)]
-        signers = [*(self.signers[index] for index in kept), *added]
-        return Publisher(threshold, signers=signers, version=self.version + 1)
+        self.signers = [CryptoSigner(key) for key in keys]
 
     @property
     def keys_file(self) -> bytes:
         """release-keys.json."""
         keys = {signer.public_key.keyid: signer.public_key.keyval["public"] for signer in self.signers}
-        fields = {"threshold": self.threshold, "keys": keys}
-        # The first packages knew no versions.
-        return json.dumps(fields if self.version == 1 else {"version": self.version, **fields}).encode()
+        return json.dumps({"threshold": self.threshold, "keys": keys}).encode()
 
     @property
     def keys(self) -> ReleaseKeys:
@@ -64,23 +50,6 @@ class Publisher:
         for index in signers:
             envelope.sign(self.signers[index])
         return json.dumps(envelope.to_dict()).encode()
-
-
-def signed_list(payload: bytes, signers: Sequence[CryptoSigner]) -> dict[str, object]:
-    """One step of keys.json, whatever it says."""
-    envelope = Envelope(payload, KEYS_PAYLOAD_TYPE, {})
-    for signer in signers:
-        envelope.sign(signer)
-    return dict(envelope.to_dict())
-
-
-def key_lists(*publishers: Publisher, signers: Sequence[int] = (0, 1)) -> bytes:
-    """keys.json: from each publisher to the next, signed by the one before."""
-    steps = [
-        signed_list(after.keys.payload(), [before.signers[index] for index in signers])
-        for before, after in itertools.pairwise(publishers)
-    ]
-    return json.dumps(steps).encode()
 
 
 def sample_release(version: str, *, epoch: int = 0, image: bytes = bytes(4096), root_hash: str = "0" * 64) -> Release:

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.statements.release_keys import parse_release_keys
 from agent.update.handover import Handover, leave_handover
 from agent.update.state import Phase
-from tests.simulators.releases import Publisher, key_lists
+from tests.simulators.releases import Publisher
 from tests.simulators.slots import SlotBox, make_release
 from tests.simulators.swtpm import Swtpm, shared_maker
 
@@ -74,10 +73,6 @@ class InstalledBox(SlotBox):
     def ask(self, version: str, action: str = "install") -> None:
         assert action in {"install", "rollback"}
         leave_handover(self.incoming, Handover("install" if action == "install" else "rollback", version))
-
-    def follow(self, chain: bytes) -> None:
-        (self.incoming / "keys.json").write_bytes(chain)
-        leave_handover(self.incoming, Handover("keys", "1.4.0"))
 
     @property
     def state(self) -> dict[str, object]:
@@ -207,22 +202,3 @@ def test_a_box_without_a_tpm_says_so(tmp_path: Path, seh_slot: Path) -> None:
     box.ship("1.4.0")
     box.run("activate")
     assert (json.loads(box.run("status"))["tpm"], box.state["current"]) == ("absent", "a")
-
-
-def test_it_follows_the_list_of_who_may_sign_and_says_so(box: InstalledBox) -> None:
-    second = box.publisher.successor(0)
-    box.follow(key_lists(box.publisher, second, signers=(0,)))
-    assert "update.unsigned_keys" in box.run("install", status=1)
-    box.follow(key_lists(box.publisher, second))
-    box.run("install")
-    assert parse_release_keys((box.volatile / "release-keys.json").read_bytes()) == second.keys
-    assert box.state["keys_version"] == 2
-    release = box.deliver("1.5.0")
-    (box.incoming / "1.5.0/release.json").write_bytes(box.publisher.record(release, (1, 2)))
-    box.ask("1.5.0")
-    assert "update.unsigned_release" in box.run("install", status=1)
-    assert "Release 1.4.0" in box.run("activate")
-    (box.incoming / "1.5.0/release.json").write_bytes(second.record(release))
-    box.ask("1.5.0")
-    box.run("install")
-    assert box.state["phase"] == "trial"

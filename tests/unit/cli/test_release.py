@@ -11,12 +11,11 @@ import pytest
 from agent.core.clock import SystemClock
 from agent.core.errors import OperatorError
 from agent.statements.release import Version
-from agent.statements.release_keys import parse_release_keys
 from agent.trust.fetcher import BoundedFetcher
 from agent.update.box import Box
 from agent.update.channel import Audience, Running
 from agent.update.delta import Base
-from agent.update.release import verify_release
+from agent.update.release import parse_release_keys, verify_release
 from agent.update.repository import ReleaseRepository
 from agent.update.updater import UpdateFolder, Updater
 from provisioning.releases.image import measure_image

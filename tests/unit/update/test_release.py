@@ -14,8 +14,7 @@ from securesystemslib.signer import CryptoSigner
 
 from agent.core.errors import OperatorError, PeerProtocolError
 from agent.statements.release import PAYLOAD_TYPE, Version, parse_release, pre_authentication_encoding
-from agent.statements.release_keys import parse_release_keys
-from agent.update.release import verify_release
+from agent.update.release import parse_release_keys, verify_release
 from tests.simulators.releases import Publisher, sample_release
 
 
