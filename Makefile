@@ -17,10 +17,10 @@ test: setup lint
 	$(PYTEST) --ignore tests/guest
 
 # Whole machines, booted: package and image installed, enrolled, updated, robbed of their power (docs/developer.md). Needs
-# root to build them, and most of an hour; TESTS names some of them.
+# root to build them, and more than an hour; TESTS names some of them.
 system: setup
 	$(PY) -m tests.guest
-	$(PY) -m pytest -n 2 --dist loadfile --durations 12 $(or $(TESTS),tests/guest)
+	$(PY) -m pytest -s --durations 12 $(or $(TESTS),tests/guest)
 
 # The Debian package of VERSION with its payload, into build/package; MAKER names who signs, else keys for tests do.
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)

@@ -32,6 +32,8 @@ from agent.trust.terms import aggregation_terms, record_terms
 Unit = Literal["record", "hospital"]
 MAX_DIVERGENCE: Final = 1e9
 """Of one release at any order; a curve beyond it bounds nothing."""
+GRACE_S: Final = 3600
+"""How long after its last approval's end a study keeps what it set aside: no answer waits so long for its receipt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +161,7 @@ class Ledger:
         elif isinstance(leaf, ApprovalGiven):
             self._approvals.setdefault((leaf.study_digest, leaf.dataset), {})[leaf.sequence] = leaf.not_after_s
         elif isinstance(leaf, ApprovalWithdrawn):
-            self._approvals.setdefault((leaf.study_digest, leaf.dataset), {}).pop(leaf.sequence, None)
+            self._approvals.setdefault((leaf.study_digest, leaf.dataset), {})[leaf.sequence] = leaf.at_s
         self.seen += 1
 
     def begin_next_log(self) -> None:
@@ -169,13 +171,13 @@ class Ledger:
         self._approvals.clear()
 
     def ended(self, now_s: int) -> list[Reservation]:
-        """Open reservations of studies that were approved once and are no more, so that nothing can leave for them."""
+        """Open reservations of studies that were approved once and are no more: nothing waits to leave for them."""
         return [
             item
             for item in self._reservations[self._closed :]
             if item.settled is None
             and (approvals := self._approvals.get((item.leaf.study_digest, item.leaf.dataset))) is not None
-            and all(not_after_s <= now_s for not_after_s in approvals.values())
+            and all(end_s + GRACE_S <= now_s for end_s in approvals.values())
         ]
 
     def as_settled(self, ended: Iterable[Reservation]) -> Ledger:

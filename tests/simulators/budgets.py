@@ -98,7 +98,12 @@ class PlayedBox:
         """A steward takes an approval back."""
         self.log.append(
             ApprovalWithdrawn(
-                at_s=1, sequence=sequence, study="study", study_digest=digest, dataset=DATASET, steward="steward"
+                at_s=int(self.clock.now().timestamp()),
+                sequence=sequence,
+                study="study",
+                study_digest=digest,
+                dataset=DATASET,
+                steward="steward",
             )
         )
 

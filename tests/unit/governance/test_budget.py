@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from agent.audit.leaves import BudgetReserved, BudgetSettled, encode_leaf, parse_leaf
 from agent.core.errors import OperatorError
-from agent.governance.ledger import Ledger, cost_of
+from agent.governance.ledger import GRACE_S, Ledger, cost_of
 from agent.governance.policy import BudgetLimit, Policy
 from agent.secagg.accounting import ORDERS, compute_epsilon, sampled_gaussian_divergence, spent_record_privacy
 from agent.trust.terms import record_terms
@@ -238,7 +238,10 @@ def test_what_an_ended_study_holds_comes_back_and_its_return_pays_anew(ending: s
     if ending == "withdrawn":
         box.withdrawn(digest_of(1), 1)
     else:
-        box.clock.move(3601)
+        box.clock.move(3600)
+    # An answer that was permitted before may still wait for its receipt.
+    assert not book.finding(study, digest_of(2), DATASET, policy).passed
+    box.clock.move(GRACE_S)
     assert book.finding(study, digest_of(2), DATASET, policy).passed
     assert book.views(policy)[0].releases == 1
     size = box.log.size
@@ -264,7 +267,7 @@ def test_a_study_that_ended_while_the_box_was_off_is_settled_at_its_start() -> N
     box = PlayedBox()
     box.approved(digest_of(1), 1)
     box.start().reserve(unbounded_study(), digest_of(1), DATASET, allowing(unbounded=8))
-    box.clock.move(3601)
+    box.clock.move(3600 + GRACE_S)
     box.start()
     assert isinstance(leaf := box.log.kept[-1], BudgetSettled)
     assert leaf.releases == 0
