@@ -29,6 +29,11 @@ package: setup
 
 # The appliance's disk image around that package; needs root. PRESET names a directory of files to lay over its system,
 # SECURE_BOOT one of keys that sign it (packaging/image/secure-boot-keys.sh makes them).
+ifneq ($(SECURE_BOOT),)
+ifeq ($(MAKER),)
+$(error SECURE_BOOT needs MAKER: without it the image would trust keys for tests, which lie open)
+endif
+endif
 image: package
 	packaging/image/build.sh build/package/secur-e-health_$(VERSION)_amd64.deb build/image/appliance.raw \
 		"$(PRESET)" $(SECURE_BOOT)

@@ -229,7 +229,7 @@ def halt(
 
 @app.command()
 def refresh(directory: DirectoryOption, passphrase_file: PassphraseFile = None) -> None:
-    """Sign timestamp and snapshot anew, so that boxes see that the repository lives; daily, or oftener."""
+    """Sign timestamp and snapshot anew, so that boxes see that the repository lives; every few hours."""
     with opened_maker(directory, interactive(passphrase_file), SystemClock()) as maker:
         state = maker.publisher.refresh_online()
     typer.echo(f"Timestamp {state.timestamp_version} and snapshot {state.snapshot_version} are published.")
