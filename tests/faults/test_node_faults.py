@@ -59,8 +59,10 @@ def test_a_node_that_lost_its_memory_is_back_when_the_old_session_lapses(tmp_pat
         box.kill()
         (tmp_path / "box" / "state" / "fleet" / "membership.json").unlink()
         box.start()
-        assert box.wait_for_link(limit_s=60) < 40
+        # Until the new process speaks, what the killed one said of its link still stands.
+        wait_until(lambda: bool(box.events("link_trouble")), limit_s=60, what="the refusal is told")
         assert box.events("link_trouble")[-1]["error"] == "fleet.activation_refused"
+        assert box.wait_for_link(limit_s=60) < 40
 
 
 def test_a_superlink_killed_in_mid_round_gets_the_finished_answer_when_it_is_back(tmp_path: Path) -> None:
