@@ -113,10 +113,9 @@ def submit(log: AuditLog, post: Post, witness: NoteKey) -> CosignedCheckpoint:
     """
     if witness.public_key == log.key.public_key:
         raise _own_witness(witness)
-    old = _cosigned_size(log, witness)
+    old = cosigned = _cosigned_size(log, witness)
     for _ in range(_MAX_TURNS):
-        # Read before the witness is asked: another thread may have a newer cosignature by the time it has answered.
-        cosigned, head = _cosigned_size(log, witness), log.checkpoint()
+        head = log.checkpoint()
         status, body = post(
             ADD_CHECKPOINT, encode_submission(old, log.consistency_proof(old, head.checkpoint.size), head)
         )
@@ -126,6 +125,8 @@ def submit(log: AuditLog, post: Post, witness: NoteKey) -> CosignedCheckpoint:
         if status != HTTPStatus.CONFLICT:
             raise _refused(status, witness)
         old = _compared(log, witness, old, cosigned, parse_decimal(_text(body).removesuffix("\n")))
+        # Read before the witness is asked: another thread may have a newer cosignature by the time it has answered.
+        cosigned = _cosigned_size(log, witness)
     raise _no_witness(HTTPStatus.CONFLICT)
 
 

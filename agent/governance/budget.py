@@ -2,8 +2,9 @@
 
 One account for each data set and unit (one record's privacy, or the hospital's); the two are never added. A study's
 cost is set aside whole before anything of it can leave. What it did not release comes back when it is settled: with its
-last round, or once the last approval of it was withdrawn or has run out. The sums are `agent.governance.ledger`'s. A
-study without a bound takes from a number of releases that the site allows, 0 unless it says more.
+last round, or some time after the last approval of it was withdrawn or ran out. The sums are
+`agent.governance.ledger`'s. A study without a bound takes from a number of releases that the site allows, 0 unless it
+says more.
 
 An older disk, put back, would forget what was spent. So each reservation's leaf carries the number that a counter in
 the TPM then steps to: leaf first, counter after. A log that is ahead by that one step was cut off between the two and

@@ -153,11 +153,7 @@ def open_governance(
         board = RoundBoard(clock)
         shelves = StudyShelves(affiliation.studies, config.data.catalog, state / "stewards")
         desk = StudyDesk(shelves, gate, book, company.stewards, audit, board, affiliation.site, origins, clock)
-        handlers = {
-            **desk.handlers(),
-            **AuditDesk(audit, witnesses, vouch).handlers(),
-            "budget": lambda _: BudgetAnswer(budget=budget.views(gate.policy())[:MAX_LISTED]),
-        }
+        handlers = {**desk.handlers(), **AuditDesk(audit, witnesses, vouch).handlers(), **_budget_handler(budget, gate)}
         with witnesses.watching():
             yield Governance(gate, board, audit, witnesses, handlers)
 
@@ -196,6 +192,10 @@ def _checked_budget(config: AgentConfig, audit: AuditLog, clock: Clock, tell: Ca
     budget.check()
     tell("budget", "" if budget.sealed else UNSEALED)
     return budget
+
+
+def _budget_handler(budget: BudgetBook, gate: StudyGate) -> Handlers:
+    return {"budget": lambda _: BudgetAnswer(budget=budget.views(gate.policy())[:MAX_LISTED])}
 
 
 def _put_aside(directory: Path, origin: str) -> bool:
