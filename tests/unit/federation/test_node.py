@@ -162,12 +162,17 @@ def test_a_malformed_message_is_refused_and_the_next_one_answered(bench: Bench) 
     assert bench.answerer.seen == [FRAME]
 
 
+def wait_for_polls(bench: Bench) -> None:
+    """Until the node's loop has turned a few times."""
+    polls = bench.superlink.calls.count("pull-messages")
+    wait_until(lambda: bench.superlink.calls.count("pull-messages") > polls + 2, limit_s=5, what="polls")
+
+
 def test_a_message_is_forgotten_at_the_superlink_once_its_sender_must_have_finished(bench: Bench) -> None:
     bench.superlink.offer_frame(FRAME)
     bench.start()
     bench.wait_for_answers(1)
-    polls = bench.superlink.calls.count("pull-messages")
-    wait_until(lambda: bench.superlink.calls.count("pull-messages") > polls + 2, limit_s=5, what="polls")
+    wait_for_polls(bench)
     assert bench.superlink.confirmed == []
     bench.clock.move(node_module.CONFIRM_AFTER_S)
     wait_until(lambda: len(bench.superlink.confirmed) == 1, limit_s=5, what="the confirmation")
@@ -179,6 +184,7 @@ def test_a_message_that_was_not_taken_in_is_never_confirmed(bench: Bench) -> Non
     taken = bench.superlink.waiting[1][0].metadata.message_id
     bench.start()
     bench.wait_for_answers(2)
+    wait_for_polls(bench)  # the node notes when a message is due once its answer has left
     bench.clock.move(node_module.CONFIRM_AFTER_S)
     wait_until(lambda: bool(bench.superlink.confirmed), limit_s=5, what="the confirmation")
     assert bench.superlink.confirmed == [taken]
