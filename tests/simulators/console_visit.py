@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -63,6 +64,10 @@ class Visit:
     def wait_for(self, words: str) -> None:
         """Until the page says so."""
         self._until(lambda _: words in self.text, f"{words!r} does not come")
+
+    def wait_for_any(self, pattern: str) -> None:
+        """Until the page says something of that form."""
+        self._until(lambda _: re.search(pattern, self.text) is not None, f"nothing like {pattern!r} comes")
 
     def wait_for_page(self, path: str) -> None:
         """Until the browser is there."""
